@@ -1,0 +1,1 @@
+//! CQL access: sessions and schema.

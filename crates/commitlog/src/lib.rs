@@ -1,0 +1,1 @@
+//! Reads Cassandra commit-log segments: bytes in, changes out; synchronous.

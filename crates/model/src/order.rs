@@ -1,0 +1,139 @@
+//! The order of clustering values, as each type's comparator in `db/marshal/` defines it.
+
+use std::cmp::Ordering;
+
+use crate::{CqlType, CqlValue};
+
+/// Compares two serialised values of one type. An empty value sorts before every other; bytes that do not decode
+/// are compared as bytes.
+pub fn compare_values(ty: &CqlType, a: &[u8], b: &[u8]) -> Ordering {
+    if a.is_empty() || b.is_empty() {
+        return a.len().cmp(&b.len());
+    }
+    match ty {
+        CqlType::Ascii
+        | CqlType::Text
+        | CqlType::Blob
+        | CqlType::Boolean
+        | CqlType::Date
+        | CqlType::Inet
+        | CqlType::Duration
+        | CqlType::Counter
+        | CqlType::Empty
+        | CqlType::Custom(_) => a.cmp(b),
+        CqlType::TinyInt | CqlType::SmallInt | CqlType::Int | CqlType::BigInt | CqlType::Time | CqlType::Timestamp => {
+            compare_signed(a, b)
+        }
+        CqlType::TimeUuid => compare_time_uuids(a, b),
+        CqlType::Uuid => match (version(a), version(b)) {
+            (Some(1), Some(1)) => compare_time_uuids(a, b),
+            (left, right) => left.cmp(&right).then_with(|| a.cmp(b)),
+        },
+        CqlType::List { element, .. } | CqlType::Set { element, .. } => {
+            compare_parts(a, b, true, |_| Some(element.as_ref()))
+        }
+        CqlType::Map { key, value, .. } => {
+            compare_parts(a, b, true, |index| Some(if index % 2 == 0 { key.as_ref() } else { value.as_ref() }))
+        }
+        CqlType::Tuple(fields) => compare_parts(a, b, false, |index| fields.get(index)),
+        CqlType::Udt { fields, .. } => compare_parts(a, b, false, |index| fields.get(index).map(|(_, ty)| ty)),
+        CqlType::Varint | CqlType::Decimal | CqlType::Float | CqlType::Double | CqlType::Vector { .. } => {
+            match (CqlValue::decode(ty, a), CqlValue::decode(ty, b)) {
+                (Ok(left), Ok(right)) => compare_numbers(&left, &right),
+                _ => a.cmp(b),
+            }
+        }
+    }
+}
+
+fn compare_signed(a: &[u8], b: &[u8]) -> Ordering {
+    let sign = |bytes: &[u8]| bytes.first().map(|byte| byte ^ 0x80);
+    sign(a).cmp(&sign(b)).then_with(|| a.cmp(b))
+}
+
+fn version(uuid: &[u8]) -> Option<u8> {
+    uuid.get(6).map(|byte| byte >> 4)
+}
+
+/// By timestamp, then by the low half as signed bytes (`TimeUUIDType.compareCustom`).
+fn compare_time_uuids(a: &[u8], b: &[u8]) -> Ordering {
+    let time = |uuid: &[u8]| {
+        let at = |index: usize| uuid.get(index).copied().unwrap_or_default();
+        [at(6) & 0x0f, at(7), at(4), at(5), at(0), at(1), at(2), at(3)]
+    };
+    let low = |uuid: &[u8]| uuid.get(8..).unwrap_or_default().iter().map(|byte| byte ^ 0x80).collect::<Vec<_>>();
+    time(a).cmp(&time(b)).then_with(|| low(a).cmp(&low(b)))
+}
+
+fn compare_numbers(a: &CqlValue, b: &CqlValue) -> Ordering {
+    match (a, b) {
+        (CqlValue::Varint(a), CqlValue::Varint(b)) => a.cmp(b),
+        (CqlValue::Decimal { unscaled: a, scale: s }, CqlValue::Decimal { unscaled: b, scale: t }) => {
+            compare_decimals((a, *s), (b, *t))
+        }
+        // Java orders NaN last and -0.0 before 0.0, as total_cmp does for the canonical NaN.
+        (CqlValue::Float(a), CqlValue::Float(b)) => a.total_cmp(b),
+        (CqlValue::Double(a), CqlValue::Double(b)) => a.total_cmp(b),
+        (CqlValue::Vector(a), CqlValue::Vector(b)) => {
+            let parts = a.iter().zip(b).map(|(a, b)| compare_numbers(a, b));
+            parts.into_iter().find(|order| order.is_ne()).unwrap_or_else(|| a.len().cmp(&b.len()))
+        }
+        (CqlValue::Int(a), CqlValue::Int(b)) => a.cmp(b),
+        (CqlValue::BigInt(a), CqlValue::BigInt(b)) => a.cmp(b),
+        _ => format!("{a:?}").cmp(&format!("{b:?}")),
+    }
+}
+
+fn compare_decimals((a, s): (&num_bigint::BigInt, i32), (b, t): (&num_bigint::BigInt, i32)) -> Ordering {
+    use num_bigint::Sign;
+    if a.sign() != b.sign() {
+        return a.sign().cmp(&b.sign());
+    }
+    if a.sign() == Sign::NoSign {
+        return Ordering::Equal;
+    }
+    let digits = |n: &num_bigint::BigInt| i64::try_from(n.magnitude().to_string().len()).unwrap_or(i64::MAX);
+    let magnitude = (digits(a) - i64::from(s)).cmp(&(digits(b) - i64::from(t)));
+    let order = magnitude.then_with(|| {
+        // Same leading power of ten, so the scales differ by no more than the numbers of digits do.
+        let pad = |n: &num_bigint::BigInt, by: i64| {
+            n.magnitude() * num_bigint::BigUint::from(10u8).pow(u32::try_from(by.max(0)).unwrap_or(u32::MAX))
+        };
+        let by = i64::from(t) - i64::from(s);
+        pad(a, by).cmp(&pad(b, -by))
+    });
+    if a.sign() == Sign::Minus { order.reverse() } else { order }
+}
+
+/// Elementwise over i32-length-prefixed parts; a shorter run of equal parts sorts first, a null before a value.
+fn compare_parts<'t>(a: &[u8], b: &[u8], counted: bool, ty: impl Fn(usize) -> Option<&'t CqlType>) -> Ordering {
+    let skip = if counted { 4 } else { 0 };
+    let (mut a, mut b) = (a.get(skip..).unwrap_or_default(), b.get(skip..).unwrap_or_default());
+    for index in 0.. {
+        let order = match (take_part(&mut a), take_part(&mut b)) {
+            (None, None) => return Ordering::Equal,
+            (Some(Some(left)), Some(Some(right))) => match ty(index) {
+                Some(ty) => compare_values(ty, left, right),
+                None => left.cmp(right),
+            },
+            (left, right) => {
+                (left.is_some(), left.flatten().is_some()).cmp(&(right.is_some(), right.flatten().is_some()))
+            }
+        };
+        if order.is_ne() {
+            return order;
+        }
+    }
+    Ordering::Equal
+}
+
+fn take_part<'a>(rest: &mut &'a [u8]) -> Option<Option<&'a [u8]>> {
+    let (length, tail) = rest.split_first_chunk::<4>()?;
+    let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else {
+        *rest = tail;
+        return Some(None);
+    };
+    let (part, tail) = tail.split_at_checked(length)?;
+    *rest = tail;
+    Some(Some(part))
+}

@@ -1,0 +1,207 @@
+//! The merge: a row's state is everything known of it, deletions included, and joining two states is the same
+//! whatever the order, the grouping or the number of repetitions (`db/rows/Row.Merger`, `db/rows/BTreeRow.java`).
+
+use bytes::Bytes;
+
+use crate::{
+    Cell, CellValue, ColumnId, DeletionTime, Liveness, LocalTime, WriteTime,
+    cell::{counter_total, newest},
+};
+
+/// What is known of one row (or one static row). Also the content of a change: a change is a state that knows little.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RowState {
+    pub liveness: Option<Liveness>,
+    pub deletion: Option<DeletionTime>,
+    /// Sorted by id.
+    pub columns: Vec<(ColumnId, ColumnState)>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ColumnState {
+    Simple(Cell),
+    Complex(ComplexState),
+}
+
+/// A non-frozen collection or UDT.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct ComplexState {
+    pub deletion: Option<DeletionTime>,
+    /// Path (element of a set, key of a map, timeuuid of a list, field number of a UDT) and cell; sorted by path bytes.
+    pub cells: Vec<(Bytes, Cell)>,
+}
+
+impl std::fmt::Debug for ComplexState {
+    /// Leaves the paths out, because they are values.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let cells: Vec<&Cell> = self.cells.iter().map(|(_, cell)| cell).collect();
+        f.debug_struct("ComplexState").field("deletion", &self.deletion).field("cells", &cells).finish()
+    }
+}
+
+/// What `SELECT` would show of a column.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum VisibleColumn {
+    Simple(Bytes),
+    Counter(i64),
+    /// Path and value of each live element, sorted by path bytes; never empty.
+    Complex(Vec<(Bytes, Bytes)>),
+}
+
+impl RowState {
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        let liveness = match (self.liveness, other.liveness) {
+            (Some(a), Some(b)) => Some(a.merge(b)),
+            (a, b) => a.or(b),
+        };
+        let mut merged = Self {
+            liveness,
+            deletion: newest(self.deletion, other.deletion),
+            columns: merge_sorted(self.columns, other.columns, ColumnState::merge),
+        };
+        if let Some(deletion) = merged.deletion {
+            merged.drop_deleted(deletion);
+        }
+        merged
+    }
+
+    /// Applies a deletion of the range or partition this row lies in. The deletion itself is kept elsewhere.
+    pub fn shadow(&mut self, deletion: DeletionTime) {
+        self.deletion = self.deletion.filter(|own| *own > deletion);
+        self.drop_deleted(deletion);
+    }
+
+    fn drop_deleted(&mut self, deletion: DeletionTime) {
+        self.liveness = self.liveness.filter(|liveness| !deletion.deletes(liveness.time));
+        self.columns.retain_mut(|(_, column)| match column {
+            ColumnState::Simple(cell) => !deletion.deletes(cell.time),
+            ColumnState::Complex(complex) => {
+                complex.deletion = complex.deletion.filter(|own| !deletion.deletes(own.time));
+                complex.cells.retain(|(_, cell)| !deletion.deletes(cell.time));
+                complex.deletion.is_some() || !complex.cells.is_empty()
+            }
+        });
+    }
+
+    /// Nothing is known: neither data nor deletions.
+    pub fn is_empty(&self) -> bool {
+        self.liveness.is_none() && self.deletion.is_none() && self.columns.is_empty()
+    }
+
+    /// The columns `SELECT` would show at this second, or `None` if it would show no row. A static row has no marker,
+    /// so it shows while it has a live cell.
+    pub fn visible(&self, now: LocalTime) -> Option<Vec<(ColumnId, VisibleColumn)>> {
+        let columns: Vec<_> = self.columns.iter().filter_map(|(id, c)| Some((*id, c.visible(now)?))).collect();
+        let marked = self.liveness.is_some_and(|liveness| liveness.is_live(now));
+        (marked || !columns.is_empty()).then_some(columns)
+    }
+
+    /// The next second at which something live expires.
+    pub fn next_expiry(&self, now: LocalTime) -> Option<LocalTime> {
+        let marker = self.liveness.map(|liveness| liveness.expires);
+        self.cells()
+            .filter(|cell| cell.value != CellValue::Tombstone)
+            .map(|cell| cell.local)
+            .chain(marker)
+            .filter(|local| *local != LocalTime::NONE && *local > now)
+            .min()
+    }
+
+    /// The newest write time of anything known here; [`WriteTime::NONE`] of nothing.
+    pub fn newest_write(&self) -> WriteTime {
+        let complex = self.columns.iter().filter_map(|(_, column)| match column {
+            ColumnState::Complex(complex) => complex.deletion,
+            ColumnState::Simple(_) => None,
+        });
+        let deletions = self.deletion.into_iter().chain(complex).map(|deletion| deletion.time);
+        let marker = self.liveness.map(|liveness| liveness.time);
+        self.cells().map(|cell| cell.time).chain(deletions).chain(marker).max().unwrap_or(WriteTime::NONE)
+    }
+
+    fn cells(&self) -> impl Iterator<Item = &Cell> {
+        self.columns.iter().flat_map(|(_, column)| {
+            let (simple, complex) = match column {
+                ColumnState::Simple(cell) => (Some(cell), None),
+                ColumnState::Complex(complex) => (None, Some(complex.cells.iter().map(|(_, cell)| cell))),
+            };
+            simple.into_iter().chain(complex.into_iter().flatten())
+        })
+    }
+
+    /// Bytes held in memory, roughly.
+    pub fn weight(&self) -> usize {
+        let value = |cell: &Cell| match &cell.value {
+            CellValue::Tombstone => 0,
+            CellValue::Live(value) | CellValue::Counter(value) => value.len(),
+        };
+        let column = |column: &ColumnState| match column {
+            ColumnState::Simple(cell) => value(cell),
+            ColumnState::Complex(complex) => {
+                complex.cells.iter().map(|(path, cell)| size_of::<(Bytes, Cell)>() + path.len() + value(cell)).sum()
+            }
+        };
+        self.columns.iter().map(|(_, state)| size_of::<(ColumnId, ColumnState)>() + column(state)).sum()
+    }
+}
+
+impl ColumnState {
+    fn merge(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Simple(a), Self::Simple(b)) => Self::Simple(a.merge(b)),
+            (Self::Complex(a), Self::Complex(b)) => Self::Complex(a.merge(b)),
+            // One name, two kinds: dropped and added again, which Cassandra allows only within a kind.
+            (complex @ Self::Complex(_), Self::Simple(_)) | (Self::Simple(_), complex @ Self::Complex(_)) => complex,
+        }
+    }
+
+    fn visible(&self, now: LocalTime) -> Option<VisibleColumn> {
+        match self {
+            Self::Simple(cell) if !cell.is_live(now) => None,
+            Self::Simple(cell) => match &cell.value {
+                CellValue::Tombstone => None,
+                CellValue::Live(value) => Some(VisibleColumn::Simple(value.clone())),
+                CellValue::Counter(context) => Some(VisibleColumn::Counter(counter_total(context))),
+            },
+            Self::Complex(complex) => {
+                let live = |(path, cell): &(Bytes, Cell)| match &cell.value {
+                    CellValue::Live(value) if cell.is_live(now) => Some((path.clone(), value.clone())),
+                    _ => None,
+                };
+                let elements: Vec<_> = complex.cells.iter().filter_map(live).collect();
+                (!elements.is_empty()).then_some(VisibleColumn::Complex(elements))
+            }
+        }
+    }
+}
+
+impl ComplexState {
+    fn merge(self, other: Self) -> Self {
+        let deletion = newest(self.deletion, other.deletion);
+        let mut cells = merge_sorted(self.cells, other.cells, Cell::merge);
+        if let Some(deletion) = deletion {
+            cells.retain(|(_, cell)| !deletion.deletes(cell.time));
+        }
+        Self { deletion, cells }
+    }
+}
+
+fn merge_sorted<K: Ord, V>(a: Vec<(K, V)>, b: Vec<(K, V)>, merge: impl Fn(V, V) -> V) -> Vec<(K, V)> {
+    if a.is_empty() || b.is_empty() {
+        return if a.is_empty() { b } else { a };
+    }
+    let mut merged = Vec::with_capacity(a.len().max(b.len()));
+    let (mut a, mut b) = (a.into_iter().peekable(), b.into_iter().peekable());
+    while let (Some((left, _)), Some((right, _))) = (a.peek(), b.peek()) {
+        let order = left.cmp(right);
+        let left = if order.is_le() { a.next() } else { None };
+        let right = if order.is_ge() { b.next() } else { None };
+        merged.extend(match (left, right) {
+            (Some((key, left)), Some((_, right))) => Some((key, merge(left, right))),
+            (left, right) => left.or(right),
+        });
+    }
+    merged.extend(a);
+    merged.extend(b);
+    merged
+}

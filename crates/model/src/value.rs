@@ -1,0 +1,223 @@
+//! Typed values, decoded from Cassandra's serialised form (`serializers/`, `db/marshal/`).
+
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use num_bigint::BigInt;
+use uuid::Uuid;
+
+use crate::CqlType;
+
+#[derive(Clone, PartialEq, Debug)]
+pub enum CqlValue {
+    Text(String),
+    Blob(Bytes),
+    Boolean(bool),
+    TinyInt(i8),
+    SmallInt(i16),
+    Int(i32),
+    BigInt(i64),
+    Varint(BigInt),
+    /// `unscaled * 10^-scale`.
+    Decimal {
+        unscaled: BigInt,
+        scale: i32,
+    },
+    Float(f32),
+    Double(f64),
+    /// Milliseconds since 1970.
+    Timestamp(i64),
+    /// Days since 1970-01-01.
+    Date(i64),
+    /// Nanoseconds since midnight.
+    Time(i64),
+    Uuid(Uuid),
+    Inet(IpAddr),
+    Duration {
+        months: i32,
+        days: i32,
+        nanoseconds: i64,
+    },
+    List(Vec<Option<CqlValue>>),
+    Set(Vec<CqlValue>),
+    Map(Vec<(CqlValue, Option<CqlValue>)>),
+    Tuple(Vec<Option<CqlValue>>),
+    Udt(Vec<(String, Option<CqlValue>)>),
+    Vector(Vec<CqlValue>),
+    /// A zero-length value of a type for which that is no ordinary value ("empty": not NULL, but nothing either).
+    Empty,
+}
+
+#[derive(thiserror::Error, Debug, PartialEq, Eq)]
+pub enum ValueError {
+    #[error("a value of {length} bytes is not a {ty}")]
+    Length { ty: &'static str, length: usize },
+    #[error("text is not valid UTF-8")]
+    Utf8,
+    #[error("a collection is cut off")]
+    Truncated,
+}
+
+/// Nested frozen types deeper than this are refused rather than recursed into.
+const DEPTH_MAX: usize = 64;
+
+impl CqlValue {
+    /// Decodes one serialised value: of a simple cell, a key column, or a frozen collection.
+    pub fn decode(ty: &CqlType, bytes: &[u8]) -> Result<Self, ValueError> {
+        decode(ty, bytes, DEPTH_MAX)
+    }
+}
+
+fn fixed<const N: usize>(ty: &'static str, bytes: &[u8]) -> Result<[u8; N], ValueError> {
+    bytes.try_into().map_err(|_| ValueError::Length { ty, length: bytes.len() })
+}
+
+fn decode(ty: &CqlType, bytes: &[u8], depth: usize) -> Result<CqlValue, ValueError> {
+    if depth == 0 {
+        return Err(ValueError::Truncated);
+    }
+    if bytes.is_empty() {
+        return Ok(match ty {
+            CqlType::Ascii | CqlType::Text => CqlValue::Text(String::new()),
+            CqlType::Blob | CqlType::Custom(_) => CqlValue::Blob(Bytes::new()),
+            _ => CqlValue::Empty,
+        });
+    }
+    Ok(match ty {
+        CqlType::Ascii | CqlType::Text => {
+            CqlValue::Text(std::str::from_utf8(bytes).map_err(|_| ValueError::Utf8)?.to_owned())
+        }
+        CqlType::Blob | CqlType::Custom(_) => CqlValue::Blob(Bytes::copy_from_slice(bytes)),
+        CqlType::Empty => CqlValue::Empty,
+        CqlType::Boolean => CqlValue::Boolean(fixed::<1>("boolean", bytes)? != [0]),
+        CqlType::TinyInt => CqlValue::TinyInt(i8::from_be_bytes(fixed("tinyint", bytes)?)),
+        CqlType::SmallInt => CqlValue::SmallInt(i16::from_be_bytes(fixed("smallint", bytes)?)),
+        CqlType::Int => CqlValue::Int(i32::from_be_bytes(fixed("int", bytes)?)),
+        CqlType::BigInt => CqlValue::BigInt(i64::from_be_bytes(fixed("bigint", bytes)?)),
+        CqlType::Counter => CqlValue::BigInt(i64::from_be_bytes(fixed("counter", bytes)?)),
+        CqlType::Varint => CqlValue::Varint(BigInt::from_signed_bytes_be(bytes)),
+        CqlType::Decimal => {
+            let (scale, unscaled) =
+                bytes.split_first_chunk::<4>().ok_or(ValueError::Length { ty: "decimal", length: bytes.len() })?;
+            CqlValue::Decimal { unscaled: BigInt::from_signed_bytes_be(unscaled), scale: i32::from_be_bytes(*scale) }
+        }
+        CqlType::Float => CqlValue::Float(f32::from_be_bytes(fixed("float", bytes)?)),
+        CqlType::Double => CqlValue::Double(f64::from_be_bytes(fixed("double", bytes)?)),
+        CqlType::Timestamp => CqlValue::Timestamp(i64::from_be_bytes(fixed("timestamp", bytes)?)),
+        CqlType::Date => CqlValue::Date(i64::from(u32::from_be_bytes(fixed("date", bytes)?)) - (1 << 31)),
+        CqlType::Time => CqlValue::Time(i64::from_be_bytes(fixed("time", bytes)?)),
+        CqlType::Uuid => CqlValue::Uuid(Uuid::from_bytes(fixed("uuid", bytes)?)),
+        CqlType::TimeUuid => CqlValue::Uuid(Uuid::from_bytes(fixed("timeuuid", bytes)?)),
+        CqlType::Inet => CqlValue::Inet(match bytes.len() {
+            4 => IpAddr::from(fixed::<4>("inet", bytes)?),
+            _ => IpAddr::from(fixed::<16>("inet", bytes)?),
+        }),
+        CqlType::Duration => duration(bytes)?,
+        CqlType::List { element, .. } => CqlValue::List(
+            counted(bytes, 1)?.into_iter().map(|part| optional(element, part, depth)).collect::<Result<_, _>>()?,
+        ),
+        CqlType::Set { element, .. } => CqlValue::Set(
+            counted(bytes, 1)?
+                .into_iter()
+                .map(|part| decode(element, part.ok_or(ValueError::Truncated)?, depth - 1))
+                .collect::<Result<_, _>>()?,
+        ),
+        CqlType::Map { key, value, .. } => CqlValue::Map(
+            counted(bytes, 2)?
+                .chunks_exact(2)
+                .map(|pair| {
+                    let name = decode(key, pair[0].ok_or(ValueError::Truncated)?, depth - 1)?;
+                    Ok((name, optional(value, pair[1], depth)?))
+                })
+                .collect::<Result<_, ValueError>>()?,
+        ),
+        CqlType::Tuple(fields) => CqlValue::Tuple(
+            fields
+                .iter()
+                .zip(parts(bytes, fields.len())?)
+                .map(|(ty, part)| optional(ty, part, depth))
+                .collect::<Result<_, _>>()?,
+        ),
+        CqlType::Udt { fields, .. } => CqlValue::Udt(
+            fields
+                .iter()
+                .zip(parts(bytes, fields.len())?)
+                .map(|((name, ty), part)| Ok((name.clone(), optional(ty, part, depth)?)))
+                .collect::<Result<_, ValueError>>()?,
+        ),
+        CqlType::Vector { element, dimension } => CqlValue::Vector(vector(element, *dimension, bytes, depth)?),
+    })
+}
+
+fn optional(ty: &CqlType, part: Option<&[u8]>, depth: usize) -> Result<Option<CqlValue>, ValueError> {
+    part.map(|part| decode(ty, part, depth - 1)).transpose()
+}
+
+/// One i32-length-prefixed part; length -1 is null, the end of the bytes `None`.
+fn part<'a>(rest: &mut &'a [u8]) -> Result<Option<&'a [u8]>, ValueError> {
+    let (length, tail) = rest.split_first_chunk::<4>().ok_or(ValueError::Truncated)?;
+    let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else {
+        *rest = tail;
+        return Ok(None);
+    };
+    let (part, tail) = tail.split_at_checked(length).ok_or(ValueError::Truncated)?;
+    *rest = tail;
+    Ok(Some(part))
+}
+
+/// The parts of a frozen collection, `per_element` each; the count is not trusted for allocation.
+fn counted(bytes: &[u8], per_element: usize) -> Result<Vec<Option<&[u8]>>, ValueError> {
+    let (count, mut rest) = bytes.split_first_chunk::<4>().ok_or(ValueError::Truncated)?;
+    let count = usize::try_from(i32::from_be_bytes(*count)).map_err(|_| ValueError::Truncated)?;
+    let count = count.checked_mul(per_element).filter(|n| *n <= rest.len() / 4).ok_or(ValueError::Truncated)?;
+    (0..count).map(|_| part(&mut rest)).collect()
+}
+
+/// The fields of a tuple or frozen UDT; trailing ones that were added later are missing in old values.
+fn parts(bytes: &[u8], count: usize) -> Result<Vec<Option<&[u8]>>, ValueError> {
+    let mut rest = bytes;
+    (0..count).map(|_| if rest.is_empty() { Ok(None) } else { part(&mut rest) }).collect()
+}
+
+fn vector(element: &CqlType, dimension: u32, bytes: &[u8], depth: usize) -> Result<Vec<CqlValue>, ValueError> {
+    let dimension = usize::try_from(dimension).map_err(|_| ValueError::Truncated)?;
+    if let Some(width) = element.fixed_length().filter(|width| *width > 0) {
+        if bytes.len() != width * dimension {
+            return Err(ValueError::Length { ty: "vector", length: bytes.len() });
+        }
+        return bytes.chunks_exact(width).map(|chunk| decode(element, chunk, depth - 1)).collect();
+    }
+    let mut rest = bytes;
+    (0..dimension)
+        .map(|_| {
+            let length = usize::try_from(unsigned_vint(&mut rest)?).map_err(|_| ValueError::Truncated)?;
+            let (value, tail) = rest.split_at_checked(length).ok_or(ValueError::Truncated)?;
+            rest = tail;
+            decode(element, value, depth - 1)
+        })
+        .collect()
+}
+
+/// As many leading one bits in the first byte, so many bytes follow (`utils/vint/VIntCoding.java`).
+fn unsigned_vint(rest: &mut &[u8]) -> Result<u64, ValueError> {
+    let (first, tail) = rest.split_first().ok_or(ValueError::Truncated)?;
+    let extra = usize::try_from(first.leading_ones()).expect("at most eight");
+    let (more, tail) = tail.split_at_checked(extra).ok_or(ValueError::Truncated)?;
+    *rest = tail;
+    let head = if extra >= 7 { 0 } else { u64::from(first & (0x7f >> extra)) };
+    Ok(more.iter().fold(head, |value, byte| (value << 8) | u64::from(*byte)))
+}
+
+fn signed_vint(rest: &mut &[u8]) -> Result<i64, ValueError> {
+    let zigzag = unsigned_vint(rest)?;
+    Ok((zigzag >> 1).cast_signed() ^ -(zigzag & 1).cast_signed())
+}
+
+fn duration(bytes: &[u8]) -> Result<CqlValue, ValueError> {
+    let mut rest = bytes;
+    let narrow =
+        |value: i64| i32::try_from(value).map_err(|_| ValueError::Length { ty: "duration", length: bytes.len() });
+    let months = narrow(signed_vint(&mut rest)?)?;
+    let days = narrow(signed_vint(&mut rest)?)?;
+    Ok(CqlValue::Duration { months, days, nanoseconds: signed_vint(&mut rest)? })
+}

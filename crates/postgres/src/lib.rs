@@ -1,0 +1,1 @@
+//! Connections, target tables and the apply path; every SQL statement.

@@ -1,0 +1,1 @@
+//! Configuration, logging, metrics and lifecycle.

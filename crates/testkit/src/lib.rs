@@ -1,0 +1,1 @@
+//! Obtains, starts and breaks real servers.

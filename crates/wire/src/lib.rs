@@ -1,0 +1,1 @@
+//! Changes and table schemas as Avro records.

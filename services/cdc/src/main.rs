@@ -1,0 +1,2 @@
+//! The `cdc` command.
+fn main() {}
