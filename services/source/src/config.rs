@@ -1,0 +1,87 @@
+//! The `source:` section.
+
+use std::path::PathBuf;
+
+use cdc_commitlog::CaptureMode;
+use cdc_model::TableSchema;
+use serde::{Deserialize, Serialize};
+
+/// Poll interval while the log is idle: small against the commit a change costs later, and a few percent of a core.
+const POLL_INTERVAL_US: u64 = 1_000;
+/// Changes between capture and channel. One batch is a sixteenth of it.
+const MEMORY_BYTES: usize = 16 << 20;
+/// Below this, batches are too small to be worth sending.
+const MIN_MEMORY_BYTES: usize = 1 << 20;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    /// Cassandra's `cdc_raw_directory`; the agent needs to read and delete in it.
+    pub cdc_raw_directory: PathBuf,
+    /// Position file and quarantine, on a disk that survives the machine's restart.
+    pub state_directory: PathBuf,
+    /// What is captured: `keyspace.table` or `keyspace.*` (every table of the keyspace with `cdc = true`).
+    pub tables: Vec<String>,
+    /// How far the log is read: `live` to the last complete entry, `marker` to the last sync marker, `durable` to
+    /// what Cassandra has synced to disk.
+    #[serde(default)]
+    pub mode: CaptureMode,
+    /// Microseconds between two looks at the log while nothing is written.
+    #[serde(default = "poll_interval_us")]
+    pub poll_interval_us: u64,
+    /// Bytes of changes that may wait between capture and the channel.
+    #[serde(default = "memory_bytes")]
+    pub memory_bytes: usize,
+}
+
+fn poll_interval_us() -> u64 {
+    POLL_INTERVAL_US
+}
+
+fn memory_bytes() -> usize {
+    MEMORY_BYTES
+}
+
+impl SourceConfig {
+    /// Every fault at once, each naming its field; empty if there is none.
+    pub fn validate(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.tables.is_empty() {
+            faults.push("source.tables is empty: name what to capture, as `keyspace.table` or `keyspace.*`".to_owned());
+        }
+        for table in &self.tables {
+            if TablePattern::parse(table).is_none() {
+                faults.push(format!("source.tables: `{table}` is neither `keyspace.table` nor `keyspace.*`"));
+            }
+        }
+        if !(1..=1_000_000).contains(&self.poll_interval_us) {
+            faults.push(format!("source.poll_interval_us is {}: use 1 to 1000000", self.poll_interval_us));
+        }
+        if self.memory_bytes < MIN_MEMORY_BYTES {
+            faults.push(format!("source.memory_bytes is {}: use at least {MIN_MEMORY_BYTES}", self.memory_bytes));
+        }
+        faults
+    }
+}
+
+/// One entry of `tables`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct TablePattern {
+    pub(crate) keyspace: String,
+    /// `None`: all of the keyspace.
+    pub(crate) table: Option<String>,
+}
+
+impl TablePattern {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (keyspace, table) = text.split_once('.')?;
+        if keyspace.is_empty() || table.is_empty() || table.contains('.') {
+            return None;
+        }
+        Some(Self { keyspace: keyspace.to_owned(), table: (table != "*").then(|| table.to_owned()) })
+    }
+
+    pub(crate) fn matches(&self, schema: &TableSchema) -> bool {
+        self.keyspace == schema.keyspace && self.table.as_ref().is_none_or(|table| *table == schema.name)
+    }
+}
