@@ -1,9 +1,23 @@
-use std::sync::Arc;
+//! Mutations: the payload of an entry, as `Mutation.MutationSerializer` and `UnfilteredSerializer` write it.
+//!
+//! A mutation holds one update per table of one keyspace for one partition key. Updates carry neither their length nor
+//! their columns' types: to get behind one, all of it must be decoded with its table's schema. Deltas against the
+//! header's bases wrap, since the bases are hints and not minima.
+
+use std::{collections::HashMap, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
-use cdc_model::{Change, Provenance, TableId, TableSchema};
+use cdc_model::{
+    Bound, Cell, CellValue, Change, ChangeBody, Clustering, ColumnState, ComplexState, DeletionTime, Liveness,
+    LocalTime, Provenance, RangeTombstone, RowState, TableId, TableSchema, WriteTime,
+};
+use uuid::Uuid;
 
-use crate::Format;
+use crate::{
+    Format,
+    cursor::{Cursor, Fault},
+    layout::{Columns, ColumnsError, HeaderColumn, Kind, Layout},
+};
 
 /// Where the decoder finds schemas: of all tables of the node, dropped columns included.
 pub trait Schemas {
@@ -17,13 +31,47 @@ pub enum DecodeError {
     UnknownTable(TableId),
     #[error("column {column} of table {table} is not known; refresh the schema")]
     UnknownColumn { table: String, column: String },
-    #[error("mutation is malformed at byte {offset}{}: {what}", .table.as_ref().map(|t| format!(" (table {t})")).unwrap_or_default())]
+    #[error("mutation is malformed at byte {offset} (table {}): {what}", .table.as_deref().unwrap_or("unknown"))]
     Malformed { table: Option<String>, offset: usize, what: &'static str },
 }
 
 /// Decodes mutations; keeps what it learned of the tables' columns between calls, so use one per thread.
 #[derive(Debug, Default)]
-pub struct Decoder {}
+pub struct Decoder {
+    layouts: HashMap<TableId, Layout>,
+    /// Of the row being decoded: the header's columns that are missing, a bit each.
+    missing: Vec<u64>,
+}
+
+mod update_flag {
+    pub(super) const EMPTY: u8 = 0x01;
+    pub(super) const DELETION: u8 = 0x04;
+    pub(super) const STATIC_ROW: u8 = 0x08;
+    pub(super) const ROW_ESTIMATE: u8 = 0x10;
+    /// 0x02 is "reversed", which no mutation is.
+    pub(super) const KNOWN: u8 = EMPTY | DELETION | STATIC_ROW | ROW_ESTIMATE;
+}
+
+mod row_flag {
+    pub(super) const END_OF_PARTITION: u8 = 0x01;
+    pub(super) const MARKER: u8 = 0x02;
+    pub(super) const TIMESTAMP: u8 = 0x04;
+    pub(super) const TTL: u8 = 0x08;
+    pub(super) const DELETION: u8 = 0x10;
+    pub(super) const ALL_COLUMNS: u8 = 0x20;
+    pub(super) const COMPLEX_DELETION: u8 = 0x40;
+    pub(super) const EXTENSION: u8 = 0x80;
+    pub(super) const EXTENDED_STATIC: u8 = 0x01;
+}
+
+mod cell_flag {
+    pub(super) const DELETED: u8 = 0x01;
+    pub(super) const EXPIRING: u8 = 0x02;
+    pub(super) const EMPTY_VALUE: u8 = 0x04;
+    pub(super) const ROW_TIMESTAMP: u8 = 0x08;
+    pub(super) const ROW_TTL: u8 = 0x10;
+    pub(super) const KNOWN: u8 = 0x1f;
+}
 
 impl Decoder {
     pub fn new() -> Self {
@@ -36,13 +84,479 @@ impl Decoder {
     /// table's id is returned: it may be one created since the schema was read.
     pub fn decode(
         &mut self,
-        _format: Format,
-        _payload: &Bytes,
-        _at: Provenance,
-        _schemas: &impl Schemas,
-        _captured: &impl Fn(&TableSchema) -> bool,
-        _out: &mut Vec<Change>,
+        format: Format,
+        payload: &Bytes,
+        at: Provenance,
+        schemas: &impl Schemas,
+        captured: &impl Fn(&TableSchema) -> bool,
+        out: &mut Vec<Change>,
     ) -> Result<Option<TableId>, DecodeError> {
+        let before = out.len();
+        let mut cursor = Cursor::new(payload);
+        let mut table = None;
+        let decoded = self.mutation(format, payload, &mut cursor, at, schemas, captured, out, &mut table);
+        decoded.map_err(|stop| {
+            out.truncate(before);
+            let name = table.as_ref().map(|table| table.full_name());
+            match stop {
+                Stop::Malformed(what) => DecodeError::Malformed { table: name, offset: cursor.at(), what },
+                Stop::UnknownColumn(column) => DecodeError::UnknownColumn { table: name.unwrap_or_default(), column },
+                Stop::UnknownTable(id) => DecodeError::UnknownTable(id),
+            }
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the arguments of `decode` and where it stands")]
+    fn mutation<'a>(
+        &mut self,
+        format: Format,
+        payload: &'a Bytes,
+        cursor: &mut Cursor<'a>,
+        at: Provenance,
+        schemas: &impl Schemas,
+        captured: &impl Fn(&TableSchema) -> bool,
+        out: &mut Vec<Change>,
+        current: &mut Option<Arc<TableSchema>>,
+    ) -> Result<Option<TableId>, Stop> {
+        let updates = cursor.length()?;
+        for index in 0..updates {
+            let is_last = index + 1 == updates;
+            let id = TableId(Uuid::from_bytes(cursor.array()?));
+            let Some(table) = schemas.table(id) else {
+                return if is_last { Ok(Some(id)) } else { Err(Stop::UnknownTable(id)) };
+            };
+            let is_captured = captured(&table);
+            if is_last && !is_captured {
+                return Ok(None);
+            }
+            *current = Some(Arc::clone(&table));
+            let layout = self.layouts.entry(id).or_insert_with(|| Layout::new(Arc::clone(&table)));
+            if !Arc::ptr_eq(&layout.table, &table) {
+                *layout = Layout::new(table);
+            }
+            let own = out.len();
+            Update::decode(format, payload, cursor, at, layout, &mut self.missing, out)?;
+            if !is_captured {
+                out.truncate(own);
+            }
+        }
+        if updates == 0 {
+            return Err("it holds no update".into());
+        }
+        if !cursor.rest().is_empty() {
+            return Err("bytes are left behind its last update".into());
+        }
         Ok(None)
+    }
+}
+
+/// Why decoding stopped; [`DecodeError`] adds where.
+enum Stop {
+    Malformed(Fault),
+    UnknownColumn(String),
+    UnknownTable(TableId),
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Malformed(fault)
+    }
+}
+
+impl From<ColumnsError> for Stop {
+    fn from(error: ColumnsError) -> Self {
+        match error {
+            ColumnsError::Malformed(fault) => Self::Malformed(fault),
+            ColumnsError::Unknown { column } => Self::UnknownColumn(column),
+        }
+    }
+}
+
+/// A partition update being decoded.
+struct Update<'a, 'b> {
+    format: Format,
+    payload: &'a Bytes,
+    cursor: &'b mut Cursor<'a>,
+    base: Base,
+    clustering: &'b [Option<usize>],
+    missing: &'b mut Vec<u64>,
+}
+
+/// What the header's deltas are added to.
+#[derive(Clone, Copy, Default)]
+struct Base {
+    time: i64,
+    local: u32,
+    ttl: u32,
+}
+
+/// 2015-09-22T00:00:00Z.
+const EPOCH_SECONDS: u32 = 1_442_880_000;
+const EPOCH_MICROS: i64 = 1_442_880_000_000_000;
+
+impl<'a> Update<'a, '_> {
+    fn decode(
+        format: Format,
+        payload: &'a Bytes,
+        cursor: &mut Cursor<'a>,
+        at: Provenance,
+        layout: &mut Layout,
+        missing: &mut Vec<u64>,
+        out: &mut Vec<Change>,
+    ) -> Result<(), Stop> {
+        if format >= Format::V9 {
+            // Epoch of the table's definition.
+            cursor.uvint()?;
+        }
+        let partition_key = payload.slice(cursor.sized()?);
+        let flags = cursor.u8()?;
+        if flags & !update_flag::KNOWN != 0 {
+            return Err("the update has unknown flags".into());
+        }
+        if flags & update_flag::EMPTY != 0 {
+            return Ok(());
+        }
+        let base = Base {
+            time: EPOCH_MICROS.wrapping_add_unsigned(cursor.uvint()?),
+            local: EPOCH_SECONDS.wrapping_add(low(cursor.uvint()?)),
+            ttl: low(cursor.uvint()?),
+        };
+        let has_static_row = flags & update_flag::STATIC_ROW != 0;
+        let statics = if has_static_row { Some(layout.columns(cursor)?) } else { None };
+        let regulars = layout.columns(cursor)?;
+        let table = &layout.table;
+        let mut emit = |body| {
+            out.push(Change { table: Arc::clone(table), partition_key: partition_key.clone(), body, provenance: at });
+        };
+        let mut update = Update { format, payload, cursor, base, clustering: &layout.clustering, missing };
+
+        if flags & update_flag::DELETION != 0
+            && let Some(deletion) = update.deletion()?
+        {
+            emit(ChangeBody::DeletePartition(deletion));
+        }
+        if let Some(statics) = statics {
+            let row = update.static_row(&statics)?;
+            if !row.is_empty() {
+                emit(ChangeBody::Static(row));
+            }
+        }
+        if flags & update_flag::ROW_ESTIMATE != 0 {
+            update.cursor.uvint()?;
+        }
+        update.unfiltered(&regulars, &mut emit)
+    }
+
+    fn static_row(&mut self, columns: &Rc<Columns>) -> Result<RowState, Stop> {
+        let flags = self.cursor.u8()?;
+        if flags & row_flag::EXTENSION == 0 || self.cursor.u8()? & row_flag::EXTENDED_STATIC == 0 {
+            return Err("the static row is not marked as one".into());
+        }
+        Ok(self.row(flags, columns)?)
+    }
+
+    /// Rows and range markers up to the end of the partition.
+    fn unfiltered(&mut self, columns: &Columns, emit: &mut impl FnMut(ChangeBody)) -> Result<(), Stop> {
+        let mut open: Option<(Bound, Option<DeletionTime>)> = None;
+        loop {
+            let flags = self.cursor.u8()?;
+            if flags & row_flag::END_OF_PARTITION != 0 {
+                return if open.is_none() { Ok(()) } else { Err("a range deletion has no end".into()) };
+            }
+            if flags & row_flag::MARKER != 0 {
+                self.marker(&mut open, emit)?;
+                continue;
+            }
+            if flags & row_flag::EXTENSION != 0 && self.cursor.u8()? & row_flag::EXTENDED_STATIC != 0 {
+                return Err("a static row stands among the rows".into());
+            }
+            let clustering = self.row_clustering()?;
+            let row = self.row(flags, columns)?;
+            if !row.is_empty() {
+                emit(ChangeBody::Row { clustering, row });
+            }
+        }
+    }
+
+    fn marker(
+        &mut self,
+        open: &mut Option<(Bound, Option<DeletionTime>)>,
+        emit: &mut impl FnMut(ChangeBody),
+    ) -> Result<(), Fault> {
+        // (a range ends here, including the bound's rows; a range starts here, including them)
+        let (ends, starts) = match self.cursor.u8()? {
+            0 => (Some(false), None),
+            1 => (None, Some(true)),
+            2 => (Some(false), Some(true)),
+            5 => (Some(true), Some(false)),
+            6 => (Some(true), None),
+            7 => (None, Some(false)),
+            _ => return Err("a range marker is of an unknown kind"),
+        };
+        let prefix = self.bound_prefix()?;
+        let bound =
+            |inclusive| if prefix.is_empty() { Bound::OPEN } else { Bound { prefix: prefix.clone(), inclusive } };
+        if let Some(inclusive) = ends {
+            // Says again what the start said.
+            self.deletion()?;
+            let Some((start, opened)) = open.take() else { return Err("a range deletion has no start") };
+            if let Some(deletion) = opened {
+                emit(ChangeBody::DeleteRange(RangeTombstone { start, end: bound(inclusive), deletion }));
+            }
+        }
+        if let Some(inclusive) = starts {
+            if open.is_some() {
+                return Err("a range deletion starts within another");
+            }
+            *open = Some((bound(inclusive), self.deletion()?));
+        }
+        Ok(())
+    }
+
+    fn bound_prefix(&mut self) -> Result<Vec<Bytes>, Fault> {
+        let size = usize::from(u16::from_be_bytes(self.cursor.array()?));
+        if size > self.clustering.len() {
+            return Err("a range marker has more values than the table has clustering columns");
+        }
+        let mut prefix = Vec::with_capacity(size);
+        let payload = self.payload;
+        self.clustering_values(size, |value| {
+            prefix.push(value.map(|range| payload.slice(range)).ok_or("a range marker has a null value")?);
+            Ok(())
+        })?;
+        Ok(prefix)
+    }
+
+    fn row_clustering(&mut self) -> Result<Clustering, Fault> {
+        if self.clustering.is_empty() {
+            return Ok(Clustering::default());
+        }
+        let bytes: &[u8] = self.payload;
+        let mut values: smallvec::SmallVec<[Option<&[u8]>; 4]> = smallvec::SmallVec::new();
+        self.clustering_values(self.clustering.len(), |value| {
+            match value.map(|range| bytes.get(range).unwrap_or_default()) {
+                Some(value) if value.len() > usize::from(u16::MAX) => return Err("a clustering value is too long"),
+                value => values.push(value),
+            }
+            Ok(())
+        })?;
+        Ok(Clustering::new(values))
+    }
+
+    /// The first `size` clustering columns' values, a bitmap of empty and null ones before every 32.
+    fn clustering_values(
+        &mut self,
+        size: usize,
+        mut value: impl FnMut(Option<std::ops::Range<usize>>) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        let mut bitmap = 0;
+        for (index, fixed) in self.clustering.iter().take(size).enumerate() {
+            if index % 32 == 0 {
+                bitmap = self.cursor.uvint()?;
+            }
+            match bitmap >> (2 * (index % 32)) & 0b11 {
+                0b00 => value(Some(self.value(*fixed)?))?,
+                0b01 => value(Some(self.cursor.take(0)?))?,
+                _ => value(None)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// What follows a row's flags and clustering.
+    fn row(&mut self, flags: u8, columns: &Columns) -> Result<RowState, Fault> {
+        let mut liveness = None;
+        if flags & row_flag::TIMESTAMP != 0 {
+            let time = self.time()?;
+            let (ttl, expires) =
+                if flags & row_flag::TTL != 0 { (self.ttl()?, self.local()?) } else { (0, LocalTime::NONE) };
+            liveness = Some(Liveness { time, ttl, expires });
+        } else if flags & row_flag::TTL != 0 {
+            return Err("a row has a TTL and no write time");
+        }
+        // A shadowable deletion (of a view's row) counts as an ordinary one.
+        let deletion = if flags & row_flag::DELETION != 0 { self.deletion()? } else { None };
+        let has_all = flags & row_flag::ALL_COLUMNS != 0 || self.read_missing(columns.list.len())?;
+        let mut row = RowState { liveness, deletion, columns: Vec::new() };
+        let has_complex_deletion = flags & row_flag::COMPLEX_DELETION != 0;
+        for (index, column) in columns.list.iter().enumerate() {
+            if !has_all && self.missing[index / 64] >> (index % 64) & 1 == 1 {
+                continue;
+            }
+            let state = match column.kind {
+                Kind::Complex => {
+                    self.complex(column, has_complex_deletion, liveness.as_ref())?.map(ColumnState::Complex)
+                }
+                _ => {
+                    let (_, cell) = self.cell(column, liveness.as_ref())?;
+                    (!column.is_dropped(cell.time)).then_some(ColumnState::Simple(cell))
+                }
+            };
+            if let Some(state) = state {
+                if row.columns.is_empty() {
+                    row.columns.reserve_exact(columns.list.len() - index);
+                }
+                row.columns.push((column.id, state));
+            }
+        }
+        if !columns.sorted {
+            row.columns.sort_unstable_by_key(|(id, _)| *id);
+        }
+        Ok(row)
+    }
+
+    /// Fills `missing` for a header of `count` columns; true if none is.
+    fn read_missing(&mut self, count: usize) -> Result<bool, Fault> {
+        const TOO_MANY: Fault = "a row names more columns than its header";
+        let encoded = self.cursor.uvint()?;
+        if encoded == 0 {
+            return Ok(true);
+        }
+        self.missing.clear();
+        if count < 64 {
+            if encoded >> count != 0 {
+                return Err(TOO_MANY);
+            }
+            self.missing.push(encoded);
+            return Ok(false);
+        }
+        let absent = usize::try_from(encoded).ok().filter(|absent| *absent <= count).ok_or(TOO_MANY)?;
+        let present = count - absent;
+        let lists_present = present < count / 2;
+        self.missing.resize(count.div_ceil(64), if lists_present { u64::MAX } else { 0 });
+        for _ in 0..if lists_present { present } else { absent } {
+            let index = usize::try_from(self.cursor.uvint()?).ok().filter(|index| *index < count).ok_or(TOO_MANY)?;
+            self.missing[index / 64] ^= 1 << (index % 64);
+        }
+        Ok(false)
+    }
+
+    fn complex(
+        &mut self,
+        column: &HeaderColumn,
+        has_deletion: bool,
+        liveness: Option<&Liveness>,
+    ) -> Result<Option<ComplexState>, Fault> {
+        let deletion = if has_deletion { self.deletion()? } else { None };
+        let deletion = deletion.filter(|deletion| !column.is_dropped(deletion.time));
+        let count = self.cursor.length()?;
+        // A cell is at least flags and the length of its path.
+        let mut cells = Vec::with_capacity(count.min(self.cursor.rest().len() / 2).min(4096));
+        for _ in 0..count {
+            let (path, cell) = self.cell(column, liveness)?;
+            if !column.is_dropped(cell.time) {
+                cells.push((path, cell));
+            }
+        }
+        // They come in the order of the path's type.
+        if !cells.is_sorted_by(|a, b| a.0 < b.0) {
+            cells.sort_by(|a, b| a.0.cmp(&b.0));
+            cells.dedup_by(|later, earlier| {
+                let same = later.0 == earlier.0;
+                if same {
+                    earlier.1 = earlier.1.clone().merge(later.1.clone());
+                }
+                same
+            });
+        }
+        Ok((deletion.is_some() || !cells.is_empty()).then_some(ComplexState { deletion, cells }))
+    }
+
+    /// A cell and its path, which is empty in a simple column.
+    #[inline]
+    fn cell(&mut self, column: &HeaderColumn, liveness: Option<&Liveness>) -> Result<(Bytes, Cell), Fault> {
+        let flags = self.cursor.u8()?;
+        if flags & !cell_flag::KNOWN != 0 {
+            return Err("a cell has unknown flags");
+        }
+        let row = || liveness.ok_or("a cell refers to the row's times, which has none");
+        let time = if flags & cell_flag::ROW_TIMESTAMP != 0 { row()?.time } else { self.time()? };
+        let is_deleted = flags & cell_flag::DELETED != 0;
+        let is_expiring = flags & cell_flag::EXPIRING != 0;
+        let (local, ttl) = if flags & cell_flag::ROW_TTL != 0 {
+            row().map(|row| (row.expires, row.ttl))?
+        } else if is_deleted || is_expiring {
+            (self.local()?, if is_expiring { self.ttl()? } else { 0 })
+        } else {
+            (LocalTime::NONE, 0)
+        };
+        let path = if column.kind == Kind::Complex { self.payload.slice(self.cursor.sized()?) } else { Bytes::new() };
+        let value = if flags & cell_flag::EMPTY_VALUE != 0 {
+            Bytes::new()
+        } else {
+            let fixed = match column.kind {
+                Kind::Simple(fixed) => fixed,
+                Kind::Counter | Kind::Complex => None,
+            };
+            self.payload.slice(self.value(fixed)?)
+        };
+        let value = match column.kind {
+            _ if is_deleted => CellValue::Tombstone,
+            Kind::Counter => CellValue::Counter(value),
+            Kind::Simple(_) | Kind::Complex => CellValue::Live(value),
+        };
+        Ok((path, Cell { time, ttl: if is_deleted { 0 } else { ttl }, local, value }))
+    }
+
+    #[inline]
+    fn value(&mut self, fixed: Option<usize>) -> Result<std::ops::Range<usize>, Fault> {
+        match fixed {
+            Some(length) => self.cursor.take(length),
+            None => self.cursor.sized(),
+        }
+    }
+
+    #[inline]
+    fn time(&mut self) -> Result<WriteTime, Fault> {
+        Ok(WriteTime(self.base.time.wrapping_add_unsigned(self.cursor.uvint()?)))
+    }
+
+    fn ttl(&mut self) -> Result<i32, Fault> {
+        Ok(self.base.ttl.wrapping_add(low(self.cursor.uvint()?)).cast_signed())
+    }
+
+    fn local(&mut self) -> Result<LocalTime, Fault> {
+        let seconds = self.base.local.wrapping_add(low(self.cursor.uvint()?));
+        Ok(local_time(self.format, seconds))
+    }
+
+    /// `None`: live, as every complex column of a row says that has none of its own while another has.
+    fn deletion(&mut self) -> Result<Option<DeletionTime>, Fault> {
+        let deletion = DeletionTime { time: self.time()?, local: self.local()? };
+        // No write is as old, so whatever its second says it deletes nothing.
+        Ok((deletion.time != WriteTime::NONE).then_some(deletion))
+    }
+}
+
+/// Second at which nothing is deleted or expires any more in a format-7 segment, whose seconds are signed. Cassandra
+/// 5 reads an overflown one as this last second but one of its own format.
+const INVALID: LocalTime = LocalTime(0xffff_fffe);
+
+fn local_time(format: Format, seconds: u32) -> LocalTime {
+    match (format, seconds) {
+        (Format::V7, 0x7fff_ffff) | (Format::V8 | Format::V9, u32::MAX) => LocalTime::NONE,
+        (Format::V7, 0x8000_0000..) => INVALID,
+        (_, seconds) => LocalTime(i64::from(seconds)),
+    }
+}
+
+/// The low 32 bits: what Cassandra keeps of a delta it wrote as a sign-extended 64-bit number.
+#[expect(clippy::cast_possible_truncation, reason = "the high bits are the sign's")]
+fn low(delta: u64) -> u32 {
+    delta as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_past_2038_are_valid_in_format_8_only() {
+        assert_eq!(local_time(Format::V7, 0x7fff_fffe), LocalTime(0x7fff_fffe));
+        assert_eq!(local_time(Format::V7, 0x7fff_ffff), LocalTime::NONE);
+        assert_eq!(local_time(Format::V7, 0x8000_0000), INVALID);
+        assert_eq!(local_time(Format::V8, 0x7fff_ffff), LocalTime(0x7fff_ffff));
+        assert_eq!(local_time(Format::V8, 0xffff_fffd), LocalTime(0xffff_fffd));
+        assert_eq!(local_time(Format::V8, 0xffff_ffff), LocalTime::NONE);
     }
 }
