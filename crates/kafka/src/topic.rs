@@ -1,0 +1,120 @@
+//! Names of topics.
+
+use std::{collections::HashMap, sync::Arc};
+
+use cdc_model::TableSchema;
+
+use crate::KafkaError;
+
+/// Compacted; every table's schema under its id.
+pub const SCHEMA_TOPIC: &str = "cdc-schemas";
+/// Records that could not be decoded.
+pub const DEAD_LETTER_TOPIC: &str = "dlq-events";
+/// Header with the position the change was captured at, as `segment:offset`.
+pub const POSITION_HEADER: &str = "cdc-position";
+
+const TABLE: &str = "{table}";
+const KEYSPACE: &str = "{keyspace}";
+
+/// Names the topic of each table, such as `cdc-events-{table}`; may hold `{keyspace}` too.
+#[derive(Clone, Debug)]
+pub struct TopicTemplate(String);
+
+impl TopicTemplate {
+    pub fn new(template: &str) -> Self {
+        Self(template.to_owned())
+    }
+
+    pub fn topic(&self, table: &TableSchema) -> String {
+        self.0.replace(TABLE, &table.name).replace(KEYSPACE, &table.keyspace)
+    }
+
+    /// Matches the topics of all tables.
+    pub(crate) fn pattern(&self) -> String {
+        let any = "[A-Za-z0-9_]+";
+        format!("^{}$", self.0.replace('.', "[.]").replace(TABLE, any).replace(KEYSPACE, any))
+    }
+
+    pub(crate) fn fault(&self) -> Option<String> {
+        let literal = self.0.replace(TABLE, "").replace(KEYSPACE, "");
+        let template = &self.0;
+        if !template.contains(TABLE) {
+            Some(format!("kafka.topic is `{template}`: it must contain {TABLE}"))
+        } else if let Some(odd) = literal.chars().find(|c| !(c.is_ascii_alphanumeric() || "._-".contains(*c))) {
+            Some(format!(
+                "kafka.topic is `{template}`: `{odd}` cannot be in a topic's name; placeholders are {TABLE}, {KEYSPACE}"
+            ))
+        } else {
+            None
+        }
+    }
+
+    /// The topics of these tables.
+    ///
+    /// # Errors
+    /// [`KafkaError::SharedTopic`] if two different tables have the same one.
+    pub fn topics(&self, tables: &[Arc<TableSchema>]) -> Result<Vec<String>, KafkaError> {
+        let mut owners: HashMap<String, String> = HashMap::new();
+        for table in tables {
+            let topic = self.topic(table);
+            let second = table.full_name();
+            match owners.get(&topic) {
+                Some(first) if *first != second => {
+                    return Err(KafkaError::SharedTopic { topic, first: first.clone(), second });
+                }
+                Some(_) => {}
+                None => {
+                    owners.insert(topic, second);
+                }
+            }
+        }
+        Ok(owners.into_keys().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cdc_model::{CqlType, KeyColumn, TableId};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn table(keyspace: &str, name: &str) -> Arc<TableSchema> {
+        let key = KeyColumn { name: "k".to_owned(), ty: CqlType::Int, reversed: false };
+        let table = TableSchema {
+            id: TableId(Uuid::new_v4()),
+            keyspace: keyspace.to_owned(),
+            name: name.to_owned(),
+            partition_key: vec![key],
+            clustering: Vec::new(),
+            columns: Vec::new(),
+            cdc: true,
+            gc_grace_seconds: 0,
+        };
+        Arc::new(table.new().unwrap())
+    }
+
+    #[test]
+    fn tables_that_would_share_a_topic_are_refused_with_the_placeholder_to_use() {
+        let tables = [table("shop", "orders"), table("crm", "orders")];
+        let error = TopicTemplate::new("cdc-events-{table}").topics(&tables).unwrap_err().to_string();
+        assert!(
+            error.contains("shop.orders") && error.contains("crm.orders") && error.contains("{keyspace}"),
+            "{error}"
+        );
+        assert_eq!(TopicTemplate::new("cdc.{keyspace}.{table}").topics(&tables).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_table_created_again_keeps_its_topic() {
+        let tables = [table("shop", "orders"), table("shop", "orders")];
+        assert_eq!(TopicTemplate::new("cdc-events-{table}").topics(&tables).unwrap(), ["cdc-events-orders"]);
+    }
+
+    #[test]
+    fn faults_in_templates_name_the_field() {
+        assert_eq!(TopicTemplate::new("cdc-events-{table}").fault(), None);
+        assert!(TopicTemplate::new("events").fault().unwrap().contains("kafka.topic"));
+        assert!(TopicTemplate::new("{tabel}-{table}").fault().unwrap().contains('{'));
+    }
+}
