@@ -1,21 +1,59 @@
 //! The agent beside a Cassandra node: captures its commit log and hands changes on.
+//!
+//! ```text
+//! capture thread ──batches──► delivery ──► Kafka, PostgreSQL or a channel
+//!                                │                    │ durable
+//!                                └──notes──► keeper ◄─┘──► position file ──► deletion of segments
+//! ```
+//!
+//! Every queue is bounded, so a channel that does not take more stops the reading and nothing else. Stopping goes in
+//! this order: the capture ends and hands on what it has, delivery sends it, the keeper waits until it is durable and
+//! writes the position.
 
+mod capture;
 mod config;
+mod intake;
+mod keeper;
 mod metrics;
 mod outlet;
+mod position;
+mod position_file;
+mod quarantine;
+mod segment;
+mod start;
 
 use std::sync::Arc;
 
 use cdc_cassandra::CassandraConfig;
 use cdc_runtime::Lifecycle;
+use tokio::sync::mpsc;
 
 pub use config::SourceConfig;
 pub use metrics::{SourceMetrics, SourceStatus};
 pub use outlet::{ChannelBatch, ChannelOutlet, Outlet};
+pub use position::{Offsets, OffsetsError};
+pub use position_file::PositionFileError;
+pub use quarantine::QuarantineError;
 
-/// Runs the agent until `lifecycle` stops it. Waits for Cassandra as long as it takes.
+use crate::{
+    intake::Batch,
+    keeper::{Keeper, Note},
+    outlet::{Delivery, Durable},
+    start::{Started, start},
+};
+
+/// Batches between capture and delivery; with the one being built and the one being sent, of a sixteenth of
+/// `memory_bytes` each, they stay well inside it.
+const BATCHES: usize = 8;
+/// Batches sent and not yet durable are bounded by the outlet; this only lets the keeper write its file meanwhile.
+const NOTES: usize = 4096;
+
+/// Runs the agent until `lifecycle` stops it. Waits for Cassandra, and in Kafka mode for Kafka, as long as it takes.
 ///
 /// `metrics` is shared with the admin server: [`SourceMetrics::status`] is its `/status`.
+///
+/// # Errors
+/// What a person must put right: configuration, another node's positions, a log that cannot be read at all.
 pub async fn run(
     config: SourceConfig,
     cassandra: CassandraConfig,
@@ -23,12 +61,71 @@ pub async fn run(
     metrics: Arc<SourceMetrics>,
     lifecycle: Lifecycle,
 ) -> Result<(), SourceError> {
-    let _ = (config, cassandra, outlet, metrics, lifecycle);
-    std::future::pending().await
+    let hard = lifecycle.hard().clone();
+    let agent = async {
+        let (outbox, batches) = mpsc::channel(BATCHES);
+        let starting = start(&config, &cassandra, outlet, &metrics, &lifecycle, outbox);
+        let started = tokio::select! {
+            started = starting => started?,
+            () = lifecycle.soft().cancelled() => return Ok(()),
+        };
+        let Started { capture, delivery, durable, keeper } = started;
+        lifecycle.spawn_thread("source capture", move |_| capture.run()).map_err(SourceError::Thread)?;
+        let (notes, noted) = mpsc::channel(NOTES);
+        let delivering = deliver(batches, delivery, notes, &metrics);
+        tokio::try_join!(delivering, keeper.run(noted, durable)).map(|_| ())
+    };
+    // At a hard stop what was not durable is read again after the next start.
+    hard.run_until_cancelled(agent).await.unwrap_or(Ok(()))
+}
+
+/// Until the capture has ended and everything of it is sent.
+async fn deliver(
+    mut batches: mpsc::Receiver<Batch>,
+    mut delivery: Delivery,
+    notes: mpsc::Sender<Note>,
+    metrics: &SourceMetrics,
+) -> Result<(), SourceError> {
+    while let Some(mut batch) = batches.recv().await {
+        let note = Note {
+            sequence: batch.sequence,
+            offsets: batch.offsets.clone(),
+            finished: std::mem::take(&mut batch.finished),
+        };
+        let offsets = batch.offsets.clone();
+        // Before the acknowledgement can come.
+        metrics.sent(&offsets);
+        delivery.send(batch).await?;
+        notes.send(note).await.map_err(|_| SourceError::OutletClosed)?;
+    }
+    Ok(())
 }
 
 #[derive(thiserror::Error, Debug)]
 pub enum SourceError {
-    #[error("source configuration: {0}")]
-    Config(String),
+    #[error("{}", .0.join("; "))]
+    Config(Vec<String>),
+    #[error(
+        "cannot look into source.cdc_raw_directory {path}; it must be this node's cdc_raw_directory, readable and \
+         writable for the agent"
+    )]
+    Directory { path: std::path::PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Cassandra(#[from] cdc_cassandra::CassandraError),
+    #[error(transparent)]
+    PositionFile(#[from] PositionFileError),
+    #[error("PostgreSQL holds a position of this node that cannot be read")]
+    StoredPosition(#[from] OffsetsError),
+    #[error(transparent)]
+    Quarantine(#[from] QuarantineError),
+    #[error(transparent)]
+    Segment(#[from] cdc_commitlog::ReadError),
+    #[error(transparent)]
+    Kafka(#[from] cdc_kafka::KafkaError),
+    #[error(transparent)]
+    Sink(#[from] cdc_sink::SinkError),
+    #[error("the channel behind the capture is closed")]
+    OutletClosed,
+    #[error("the capture thread cannot be started")]
+    Thread(#[source] std::io::Error),
 }

@@ -1,0 +1,274 @@
+//! Entries in, batches out: decodes what is captured and knows how far the batch in hand reaches.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use cdc_cassandra::{Cassandra, SchemaRegistry};
+use cdc_commitlog::{DecodeError, Decoder, Format};
+use cdc_model::{Change, NodeId, Provenance, SegmentId, SegmentPosition, TableId, TableSchema};
+use tokio::{runtime::Handle, sync::mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    SourceMetrics,
+    config::TablePattern,
+    position::Offsets,
+    quarantine::{Quarantine, QuarantineError},
+};
+
+/// How long a mutation may be ahead of the schema before it counts as undecodable. Cassandra itself cannot decode a
+/// mutation of a table it does not know, so a node's schema is never behind its log by more than its own reading.
+const SCHEMA_PATIENCE: Duration = Duration::from_secs(5);
+/// The same for a table whose updates can be skipped: usually one that was dropped.
+const SKIPPABLE_PATIENCE: Duration = Duration::from_millis(500);
+const REFRESH_INTERVAL: Duration = Duration::from_millis(200);
+/// How often a batch without changes tells how far the log was read, so that a restart does not read it again.
+const POSITION_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Changes on their way to the channel.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    /// Counts up from 1.
+    pub(crate) sequence: u64,
+    pub(crate) changes: Vec<Change>,
+    /// How far the log is captured once this batch is durable.
+    pub(crate) offsets: Offsets,
+    /// Segments whose last change is in this batch or an earlier one.
+    pub(crate) finished: Vec<SegmentId>,
+}
+
+/// The agent is stopping, or what is behind it has.
+#[derive(Debug)]
+pub(crate) struct Halted;
+
+/// What captured tables are.
+#[derive(Clone, Debug)]
+pub(crate) struct Captured(pub(crate) Arc<[TablePattern]>);
+
+impl Captured {
+    pub(crate) fn contains(&self, table: &TableSchema) -> bool {
+        self.0.iter().any(|pattern| pattern.matches(table))
+    }
+}
+
+/// Reads the schema again, from the capture thread.
+pub(crate) struct SchemaSource {
+    pub(crate) cassandra: Cassandra,
+    pub(crate) registry: SchemaRegistry,
+    pub(crate) runtime: Handle,
+    pub(crate) stop: CancellationToken,
+}
+
+impl SchemaSource {
+    /// Returns once the registry holds the schema as it is now; waits for Cassandra as long as it takes.
+    fn refresh(&self) -> Result<(), Halted> {
+        let mut complained: Option<Instant> = None;
+        loop {
+            let loaded = self.runtime.block_on(async {
+                tokio::select! {
+                    () = self.stop.cancelled() => Err(Halted),
+                    loaded = self.cassandra.load_schema() => Ok(loaded),
+                }
+            })?;
+            match loaded {
+                Ok(tables) => {
+                    self.registry.refresh(tables);
+                    return Ok(());
+                }
+                Err(error) if complained.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) => {
+                    complained = Some(Instant::now());
+                    tracing::warn!(%error, "capture waits: the log needs a schema that cannot be read");
+                }
+                Err(_) => {}
+            }
+            self.pause(Duration::from_secs(1))?;
+        }
+    }
+
+    fn pause(&self, time: Duration) -> Result<(), Halted> {
+        let stopped = self.runtime.block_on(async { tokio::time::timeout(time, self.stop.cancelled()).await.is_ok() });
+        if stopped { Err(Halted) } else { Ok(()) }
+    }
+}
+
+pub(crate) struct Intake {
+    pub(crate) node: NodeId,
+    pub(crate) captured: Captured,
+    pub(crate) schemas: SchemaSource,
+    pub(crate) quarantine: Quarantine,
+    pub(crate) metrics: Arc<SourceMetrics>,
+    outbox: mpsc::Sender<Batch>,
+    batch_bytes: usize,
+    decoder: Decoder,
+    /// Tables that are in the log and not in the schema: dropped.
+    gone: HashSet<TableId>,
+    malformed_refresh: Option<Instant>,
+    offsets: Offsets,
+    changes: Vec<Change>,
+    weight: usize,
+    holds_slices: bool,
+    finished: Vec<SegmentId>,
+    sequence: u64,
+    flushed: Instant,
+    flushed_offsets: Offsets,
+    /// Set instead of reading on; entries after it are not counted as read.
+    pub(crate) failed: Option<Result<Halted, QuarantineError>>,
+}
+
+impl Intake {
+    #[expect(clippy::too_many_arguments, reason = "the parts of the capture meet here once")]
+    pub(crate) fn new(
+        node: NodeId,
+        captured: Captured,
+        schemas: SchemaSource,
+        quarantine: Quarantine,
+        metrics: Arc<SourceMetrics>,
+        outbox: mpsc::Sender<Batch>,
+        batch_bytes: usize,
+        offsets: Offsets,
+    ) -> Self {
+        Self {
+            node,
+            captured,
+            schemas,
+            quarantine,
+            metrics,
+            outbox,
+            batch_bytes,
+            decoder: Decoder::new(),
+            gone: HashSet::new(),
+            malformed_refresh: None,
+            flushed_offsets: offsets.clone(),
+            offsets,
+            changes: Vec::new(),
+            weight: 0,
+            holds_slices: false,
+            finished: Vec::new(),
+            sequence: 0,
+            flushed: Instant::now(),
+            failed: None,
+        }
+    }
+
+    /// Where reading of the segment goes on after the entries taken so far.
+    pub(crate) fn offset(&self, segment: SegmentId) -> u64 {
+        self.offsets.get(segment).unwrap_or(0)
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.weight >= self.batch_bytes
+    }
+
+    /// Takes one entry. After a failure does nothing.
+    pub(crate) fn entry(&mut self, format: Format, end: SegmentPosition, payload: &Bytes) {
+        if self.failed.is_some() {
+            return;
+        }
+        let before = self.changes.len();
+        if let Err(failure) = self.decode(format, end, payload) {
+            self.changes.truncate(before);
+            self.failed = Some(failure);
+            return;
+        }
+        self.offsets.set(end);
+        self.metrics.entries.fetch_add(1, Relaxed);
+        let taken = &self.changes[before..];
+        if !taken.is_empty() {
+            self.metrics.changes.fetch_add(taken.len() as u64, Relaxed);
+            self.weight += size_of_val(taken);
+            self.holds_slices = true;
+        }
+    }
+
+    /// The entries since the last call came from one read of this many bytes: changes are slices of what was read
+    /// and keep all of it alive.
+    pub(crate) fn read_was(&mut self, bytes: u64) {
+        if std::mem::take(&mut self.holds_slices) {
+            self.weight += usize::try_from(bytes).unwrap_or(usize::MAX);
+        }
+    }
+
+    fn decode(
+        &mut self,
+        format: Format,
+        end: SegmentPosition,
+        payload: &Bytes,
+    ) -> Result<(), Result<Halted, QuarantineError>> {
+        let at = Provenance { node: self.node, position: end };
+        let before = self.changes.len();
+        let began = Instant::now();
+        loop {
+            let captured = |table: &TableSchema| self.captured.contains(table);
+            let registry = &self.schemas.registry;
+            let outcome = self.decoder.decode(format, payload, at, registry, &captured, &mut self.changes);
+            let (unknown, patience) = match &outcome {
+                Ok(None) => return Ok(()),
+                Ok(Some(table)) => (Some(*table), SKIPPABLE_PATIENCE),
+                Err(DecodeError::UnknownTable(table)) => (Some(*table), SCHEMA_PATIENCE),
+                Err(DecodeError::UnknownColumn { .. }) => (None, SCHEMA_PATIENCE),
+                // A stale type shows as bytes left over, so the schema is read once more, but not for each of many.
+                Err(DecodeError::Malformed { .. }) => (None, Duration::ZERO),
+            };
+            let malformed = matches!(outcome, Err(DecodeError::Malformed { .. }));
+            let recently = self.malformed_refresh.is_some_and(|at| at.elapsed() < SCHEMA_PATIENCE);
+            let known_gone = unknown.is_some_and(|table| self.gone.contains(&table));
+            let give_up = if malformed { recently } else { known_gone || began.elapsed() >= patience };
+            if !give_up {
+                self.changes.truncate(before);
+                if malformed {
+                    self.malformed_refresh = Some(Instant::now());
+                } else if began.elapsed() > REFRESH_INTERVAL / 2 {
+                    self.schemas.pause(REFRESH_INTERVAL).map_err(Ok)?;
+                }
+                self.schemas.refresh().map_err(Ok)?;
+                continue;
+            }
+            if let Some(table) = unknown
+                && self.gone.insert(table)
+            {
+                tracing::info!(table = %table.0, "the log holds writes of a table that is not in the schema: dropped");
+            }
+            return match outcome {
+                Ok(_) => {
+                    self.metrics.dropped_tables.fetch_add(1, Relaxed);
+                    Ok(())
+                }
+                Err(error) => {
+                    tracing::error!(position = %end, %error, "entry cannot be decoded and goes to quarantine");
+                    self.metrics.quarantined.fetch_add(1, Relaxed);
+                    self.quarantine.keep_entry(end, payload, &error.to_string()).map_err(Err)
+                }
+            };
+        }
+    }
+
+    /// The segment was read to its end, and nothing will be written to it any more.
+    pub(crate) fn finish(&mut self, segment: SegmentId) {
+        self.offsets.remove(segment);
+        self.finished.push(segment);
+    }
+
+    /// Hands on what there is. Blocks while the channel is full: that is the back-pressure on reading.
+    pub(crate) fn flush(&mut self) -> Result<(), Halted> {
+        let moved = self.offsets != self.flushed_offsets && self.flushed.elapsed() >= POSITION_INTERVAL;
+        if self.changes.is_empty() && self.finished.is_empty() && !moved {
+            return Ok(());
+        }
+        self.sequence += 1;
+        let batch = Batch {
+            sequence: self.sequence,
+            changes: std::mem::take(&mut self.changes),
+            offsets: self.offsets.clone(),
+            finished: std::mem::take(&mut self.finished),
+        };
+        self.weight = 0;
+        self.flushed = Instant::now();
+        self.flushed_offsets = self.offsets.clone();
+        self.metrics.captured(&batch);
+        self.outbox.blocking_send(batch).map_err(|_| Halted)
+    }
+}

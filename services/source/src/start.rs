@@ -1,0 +1,248 @@
+//! From configuration to a capture that may begin.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use cdc_cassandra::{Cassandra, CassandraConfig, CassandraError, SchemaRegistry};
+use cdc_model::{NodeId, TableSchema};
+use cdc_postgres::StreamName;
+use cdc_runtime::Lifecycle;
+use cdc_sink::Applier;
+use tokio::{runtime::Handle, sync::mpsc};
+
+use crate::{
+    Outlet, SourceConfig, SourceError, SourceMetrics,
+    capture::Capture,
+    config::TablePattern,
+    intake::{Batch, Captured, Intake, SchemaSource},
+    keeper::{Disk, Keeper},
+    outlet::{Delivery, Durable, KafkaDelivery, is_transient, stored_offsets},
+    position::Position,
+    position_file::PositionFile,
+    quarantine::Quarantine,
+};
+
+const RETRY: Duration = Duration::from_millis(250);
+const COMPLAIN: Duration = Duration::from_secs(10);
+/// One batch is this part of `memory_bytes`: eight wait, one is built, one is sent.
+const BATCH_SHARE: usize = 16;
+
+pub(crate) struct Started {
+    pub(crate) capture: Capture,
+    pub(crate) delivery: Delivery,
+    pub(crate) durable: Durable,
+    pub(crate) keeper: Keeper,
+}
+
+pub(crate) async fn start(
+    config: &SourceConfig,
+    cassandra: &CassandraConfig,
+    outlet: Outlet,
+    metrics: &Arc<SourceMetrics>,
+    lifecycle: &Lifecycle,
+    outbox: mpsc::Sender<Batch>,
+) -> Result<Started, SourceError> {
+    let faults = config.validate();
+    if !faults.is_empty() {
+        return Err(SourceError::Config(faults));
+    }
+    let directory = config.cdc_raw_directory.clone();
+    fs::read_dir(&directory).map_err(|source| SourceError::Directory { path: directory.clone(), source })?;
+    let quarantine = Quarantine::open(&config.state_directory)?;
+
+    let (cassandra, tables) = connect(cassandra).await?;
+    let node = cassandra.host_id();
+    let patterns: Arc<[TablePattern]> = config.tables.iter().filter_map(|text| TablePattern::parse(text)).collect();
+    check_tables(&patterns, &tables)?;
+    let registry = SchemaRegistry::default();
+    registry.refresh(tables);
+    let captured = Captured(patterns);
+
+    let (file, stored) = PositionFile::open(&config.state_directory, node)?;
+    let mut position = stored.unwrap_or_default();
+    let tables: Vec<Arc<TableSchema>> =
+        registry.tables().into_iter().filter(|table| captured.contains(table)).collect();
+    let (delivery, durable) = open_outlet(outlet, node, &mut position, &tables, lifecycle).await?;
+
+    tracing::info!(
+        %node,
+        mode = ?config.mode,
+        tables = tables.len(),
+        position = %position.offsets,
+        directory = %directory.display(),
+        "capture begins"
+    );
+    metrics.started(config.mode, &position.offsets);
+    let stop = lifecycle.soft().clone();
+    let schemas = SchemaSource { cassandra, registry, runtime: Handle::current(), stop: stop.clone() };
+    let intake = Intake::new(
+        node,
+        captured,
+        schemas,
+        quarantine,
+        Arc::clone(metrics),
+        outbox,
+        config.memory_bytes / BATCH_SHARE,
+        position.offsets.clone(),
+    );
+    let capture = Capture {
+        directory: directory.clone(),
+        mode: config.mode,
+        poll_interval: Duration::from_micros(config.poll_interval_us),
+        intake,
+        finished: position.finished.clone(),
+        metrics: Arc::clone(metrics),
+        stop,
+        open: BTreeMap::new(),
+    };
+    let disk = Disk { file, directory, finished: position.finished.clone() };
+    let keeper = Keeper { disk, position, metrics: Arc::clone(metrics) };
+    Ok(Started { capture, delivery, durable, keeper })
+}
+
+/// Waits for Cassandra: the agent may well be started before it.
+async fn connect(config: &CassandraConfig) -> Result<(Cassandra, Vec<TableSchema>), SourceError> {
+    let attempt = async || -> Result<_, CassandraError> {
+        let cassandra = Cassandra::connect(config).await?;
+        let tables = cassandra.load_schema().await?;
+        Ok((cassandra, tables))
+    };
+    let mut complained: Option<Instant> = None;
+    loop {
+        match attempt().await {
+            Ok(connected) => return Ok(connected),
+            Err(error) if complained.is_none_or(|at| at.elapsed() >= COMPLAIN) => {
+                complained = Some(Instant::now());
+                tracing::warn!(%error, "waiting for Cassandra");
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Tables that are listed by name must exist and be in the log.
+fn check_tables(patterns: &[TablePattern], tables: &[TableSchema]) -> Result<(), SourceError> {
+    let mut faults = Vec::new();
+    for pattern in patterns {
+        let mut matching = tables.iter().filter(|table| pattern.matches(table)).peekable();
+        let keyspace = &pattern.keyspace;
+        match (&pattern.table, matching.peek()) {
+            (Some(table), None) => faults.push(format!(
+                "source.tables lists {keyspace}.{table}, which does not exist in Cassandra; create it or take it out"
+            )),
+            (None, None) => tracing::warn!(keyspace, "source.tables lists a keyspace without tables so far"),
+            (Some(_), Some(table)) if !table.cdc => faults.push(format!(
+                "source.tables lists {}, which is not in the CDC log; run: {}",
+                table.full_name(),
+                enable_cdc(table)
+            )),
+            (Some(_), Some(_)) => {}
+            (None, Some(_)) => {
+                for table in matching.filter(|table| !table.cdc) {
+                    let (table, statement) = (table.full_name(), enable_cdc(table));
+                    tracing::warn!(table, statement, "table is not in the CDC log and will not be captured");
+                }
+            }
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(SourceError::Config(faults)) }
+}
+
+fn enable_cdc(table: &TableSchema) -> String {
+    let quoted = |name: &str| {
+        let plain = name.starts_with(|c: char| c.is_ascii_lowercase())
+            && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+        if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+    };
+    format!("ALTER TABLE {}.{} WITH cdc = true;", quoted(&table.keyspace), quoted(&table.name))
+}
+
+async fn open_outlet(
+    outlet: Outlet,
+    node: NodeId,
+    position: &mut Position,
+    tables: &[Arc<TableSchema>],
+    lifecycle: &Lifecycle,
+) -> Result<(Delivery, Durable), SourceError> {
+    match outlet {
+        Outlet::Kafka(publisher) => {
+            let durable = Durable::Kafka { publisher: publisher.clone(), durable: publisher.durable() };
+            let mut kafka = KafkaDelivery::new(publisher);
+            let mut complained: Option<Instant> = None;
+            while let Err(error) = kafka.publish(tables).await {
+                if !is_transient(&error) {
+                    return Err(error.into());
+                }
+                if complained.is_none_or(|at| at.elapsed() >= COMPLAIN) {
+                    complained = Some(Instant::now());
+                    tracing::warn!(%error, "waiting for Kafka");
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+            Ok((Delivery::Kafka(kafka), durable))
+        }
+        Outlet::Direct { target, config, metrics } => {
+            for table in tables {
+                if let Err(error) = target.prepare_table(Arc::clone(table)).await {
+                    // Its first change will try again, and wait.
+                    tracing::warn!(%error, table = table.full_name(), "target table is not ready");
+                }
+            }
+            let stream = StreamName(format!("node:{node}"));
+            let applier = Applier::start(target, stream, &config, metrics, lifecycle).await?;
+            let committed = applier.durable.borrow().as_deref().map(stored_offsets).transpose()?;
+            if position.follow(committed) {
+                tracing::error!(
+                    "PostgreSQL is behind the segments captured and deleted before (restored or replaced?): what is \
+                     left of the log is read again, changes before it must be copied anew"
+                );
+            }
+            let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let run = u64::try_from(since_1970.as_millis()).unwrap_or_default();
+            Ok((Delivery::Direct { batches: applier.batches, run }, Durable::Direct { durable: applier.durable, run }))
+        }
+        Outlet::Channel(channel) => Ok((Delivery::Channel(channel.batches), Durable::Channel(channel.durable))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cdc_model::{CqlType, KeyColumn, TableId};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn table(keyspace: &str, name: &str, cdc: bool) -> TableSchema {
+        let key = KeyColumn { name: "k".to_owned(), ty: CqlType::Int, reversed: false };
+        let table = TableSchema {
+            id: TableId(Uuid::from_u128(1)),
+            keyspace: keyspace.to_owned(),
+            name: name.to_owned(),
+            partition_key: vec![key],
+            clustering: Vec::new(),
+            columns: Vec::new(),
+            cdc,
+            gc_grace_seconds: 0,
+        };
+        table.new().unwrap()
+    }
+
+    #[test]
+    fn listed_tables_must_be_in_the_log_and_the_error_holds_the_statement() {
+        let tables = [table("shop", "orders", true), table("shop", "Carts", false), table("crm", "people", false)];
+        let check = |texts: &[&str]| {
+            let patterns: Vec<_> = texts.iter().map(|text| TablePattern::parse(text).unwrap()).collect();
+            check_tables(&patterns, &tables)
+        };
+        check(&["shop.orders", "crm.*", "new.*"]).unwrap();
+        let error = check(&["shop.Carts", "crm.people", "shop.nothing"]).unwrap_err().to_string();
+        assert!(error.contains(r#"ALTER TABLE shop."Carts" WITH cdc = true;"#), "{error}");
+        assert!(error.contains("ALTER TABLE crm.people WITH cdc = true;"), "{error}");
+        assert!(error.contains("shop.nothing, which does not exist"), "{error}");
+    }
+}
