@@ -1,0 +1,39 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use crate::Error;
+
+/// The only release that every server here runs on.
+const MAJOR: u32 = 17;
+
+/// The `java` of a JDK 17: `$JAVA_HOME`, the search path, then the system's folder of JVMs.
+///
+/// # Errors
+/// Where there is none, with what was looked at.
+pub(crate) fn java() -> Result<&'static Path, Error> {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(java) = FOUND.get() {
+        return Ok(java);
+    }
+    let home = std::env::var_os("JAVA_HOME").map(|home| PathBuf::from(home).join("bin/java"));
+    let system = fs::read_dir("/usr/lib/jvm").into_iter().flatten().flatten();
+    let candidates = home.into_iter().chain(["java".into()]).chain(system.map(|entry| entry.path().join("bin/java")));
+    let mut looked_at = Vec::new();
+    for candidate in candidates {
+        match major(&candidate) {
+            Some(MAJOR) => return Ok(FOUND.get_or_init(|| candidate)),
+            Some(other) => looked_at.push(format!("{} (java {other})", candidate.display())),
+            None => looked_at.push(format!("{} (does not run)", candidate.display())),
+        }
+    }
+    Err(Error::JavaMissing { wanted: MAJOR, looked_at: looked_at.join(", ") })
+}
+
+fn major(java: &Path) -> Option<u32> {
+    let output = Command::new(java).arg("-version").output().ok()?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    // openjdk version "17.0.15" 2025-04-15
+    text.split('"').nth(1)?.split(['.', '-', '+']).next()?.parse().ok()
+}
