@@ -1,1 +1,14 @@
-//! CQL access: sessions and schema.
+//! CQL access: sessions and schema. The one crate that names the driver.
+
+mod config;
+mod error;
+mod registry;
+mod schema;
+mod session;
+mod settings;
+
+pub use config::CassandraConfig;
+pub use error::CassandraError;
+pub use registry::SchemaRegistry;
+pub use session::Cassandra;
+pub use settings::Settings;

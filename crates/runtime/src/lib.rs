@@ -1,1 +1,12 @@
-//! Configuration, logging, metrics and lifecycle.
+//! Configuration, logging, metrics and lifecycle of every role. Knows nothing about replication.
+
+pub mod admin;
+pub mod config;
+mod exit;
+mod lifecycle;
+mod secret;
+pub mod telemetry;
+
+pub use exit::{Exit, Refusal};
+pub use lifecycle::{Lifecycle, STOP_DEADLINE, run};
+pub use secret::Secret;

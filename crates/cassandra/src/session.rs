@@ -1,0 +1,168 @@
+//! A session with one node.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cdc_model::{NodeId, TableSchema};
+use cdc_runtime::Lifecycle;
+use scylla::client::session::Session;
+use scylla::client::session_builder::SessionBuilder;
+use scylla::deserialize::row::DeserializeRow;
+use scylla::policies::host_filter::AllowListHostFilter;
+use scylla::statement::{Consistency, Statement};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::settings::Settings;
+use crate::{CassandraConfig, CassandraError, schema};
+
+/// Between attempts of [`Cassandra::connect_when_ready`]: a node takes tens of seconds to start.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A session with the first contact point, and with no other node, whatever the cluster: what is asked here is about
+/// that node (its host id, its settings) or known to every node alike (the schema). Clones share the connection.
+#[derive(Clone)]
+pub struct Cassandra {
+    session: Arc<Session>,
+    host_id: NodeId,
+    release_version: String,
+    cluster_name: String,
+}
+
+impl std::fmt::Debug for Cassandra {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cassandra").field("host_id", &self.host_id).finish_non_exhaustive()
+    }
+}
+
+impl Cassandra {
+    /// One attempt, of at most `connect_timeout_ms`.
+    ///
+    /// # Errors
+    /// If the node cannot be resolved, reached or logged in to; the sentence names the contact point.
+    pub async fn connect(config: &CassandraConfig) -> Result<Self, CassandraError> {
+        let contact_point = config.contact_points.first().cloned().unwrap_or_default();
+        let timeout = Duration::from_millis(config.connect_timeout_ms);
+        // Boxed: the driver's future is large.
+        match tokio::time::timeout(timeout, Box::pin(Self::attempt(config))).await {
+            Ok(result) => result,
+            Err(_) => Err(CassandraError::Timeout { contact_point, timeout }),
+        }
+    }
+
+    /// Tries until it succeeds, so that the order in which processes start does not matter; `None` if stopped first.
+    /// Each new cause is logged once.
+    pub async fn connect_when_ready(config: &CassandraConfig, lifecycle: &Lifecycle) -> Option<Self> {
+        let mut logged = String::new();
+        let attempts = async {
+            loop {
+                match Self::connect(config).await {
+                    Ok(session) => return session,
+                    Err(error) => {
+                        let sentence = error.to_string();
+                        if sentence != logged {
+                            let cause = std::error::Error::source(&error).map(ToString::to_string);
+                            warn!(cause, "{sentence}; trying again every {RETRY_INTERVAL:?}");
+                            logged = sentence;
+                        }
+                    }
+                }
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+        };
+        lifecycle.soft().run_until_cancelled(attempts).await
+    }
+
+    async fn attempt(config: &CassandraConfig) -> Result<Self, CassandraError> {
+        let contact_point = config.contact_points.first().cloned().unwrap_or_default();
+        let Some((host, port)) = config.own_node() else { return Err(CassandraError::ContactPoint(contact_point)) };
+        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port))
+            .await
+            .map_err(|source| CassandraError::Resolve { host: host.to_owned(), source })?
+            .collect();
+        let only_own = AllowListHostFilter::new(addresses.iter().copied())
+            .map_err(|source| CassandraError::Resolve { host: host.to_owned(), source })?;
+        let mut builder = SessionBuilder::new()
+            .known_nodes_addr(&addresses)
+            .host_filter(Arc::new(only_own))
+            .connection_timeout(Duration::from_millis(config.connect_timeout_ms))
+            .fetch_schema_metadata(false);
+        if let (Some(username), Some(password)) = (&config.username, &config.password) {
+            builder = builder.user(username, password.expose());
+        }
+        let session = builder
+            .build()
+            .await
+            .map_err(|source| CassandraError::Connect { contact_point, source: Box::new(source) })?;
+        let session = Arc::new(session);
+        let table = "system.local";
+        let local: Vec<(Uuid, String, String)> =
+            rows(&session, table, "select host_id, release_version, cluster_name from system.local").await?;
+        let (host_id, release_version, cluster_name) =
+            local.into_iter().next().ok_or(CassandraError::NoRow { table })?;
+        info!(%host_id, release_version, cluster_name, "connected to Cassandra");
+        Ok(Self { session, host_id: NodeId(host_id), release_version, cluster_name })
+    }
+
+    /// Of the node connected to.
+    pub fn host_id(&self) -> NodeId {
+        self.host_id
+    }
+
+    /// As in `5.0.5`.
+    pub fn release_version(&self) -> &str {
+        &self.release_version
+    }
+
+    pub fn cluster_name(&self) -> &str {
+        &self.cluster_name
+    }
+
+    /// The driver's session, for what has no method here.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// The node's configuration, as far as it shows it.
+    ///
+    /// # Errors
+    /// If the node does not answer.
+    pub async fn settings(&self) -> Result<Settings, CassandraError> {
+        let settings: Vec<(String, Option<String>)> =
+            self.rows("system_views.settings", "select name, value from system_views.settings").await?;
+        Ok(Settings(settings.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()))
+    }
+
+    /// All tables and views of all keyspaces, with dropped columns; what a commit log can contain.
+    ///
+    /// # Errors
+    /// If the node does not answer or a table has no usable schema.
+    pub async fn load_schema(&self) -> Result<Vec<TableSchema>, CassandraError> {
+        schema::load(self).await
+    }
+
+    pub(crate) async fn rows<R>(&self, table: &'static str, query: &str) -> Result<Vec<R>, CassandraError>
+    where
+        R: for<'frame, 'metadata> DeserializeRow<'frame, 'metadata>,
+    {
+        rows(&self.session, table, query).await
+    }
+}
+
+async fn rows<R>(session: &Session, table: &'static str, query: &str) -> Result<Vec<R>, CassandraError>
+where
+    R: for<'frame, 'metadata> DeserializeRow<'frame, 'metadata>,
+{
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| CassandraError::Query { table, source };
+    let mut statement = Statement::new(query);
+    // The tables read here live on every node.
+    statement.set_consistency(Consistency::One);
+    let result = Box::pin(session.query_unpaged(statement, ())).await.map_err(|error| failed(Box::new(error)))?;
+    let result = result.into_rows_result().map_err(|error| failed(Box::new(error)))?;
+    result
+        .rows::<R>()
+        .map_err(|error| failed(Box::new(error)))?
+        .collect::<Result<_, _>>()
+        .map_err(|error| failed(Box::new(error)))
+}
