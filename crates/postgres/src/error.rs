@@ -15,14 +15,38 @@ pub enum Disposition {
 
 #[derive(thiserror::Error, Debug)]
 pub enum TargetError {
-    #[error("unfinished")]
-    Unfinished,
+    #[error("cannot reach PostgreSQL at {place}: {fault}; {fix}")]
+    Connect { place: String, fault: Fault, fix: &'static str },
+    #[error("no connection to PostgreSQL became free in time: {0}")]
+    Pool(String),
+    #[error("cannot bring schema _cdc of {place} up to date: {problem}; {fix}")]
+    Migrate { place: String, problem: String, fix: &'static str, disposition: Disposition },
+    #[error("table {table}: {problem}; {fix}")]
+    Layout { table: String, problem: String, fix: String },
+    #[error("{doing}: {fault}")]
+    Database { doing: &'static str, fault: Fault },
+    #[error("state of a row of {table}: {error}")]
+    State { table: String, error: cdc_model::StateError },
+    #[error("rows kept changing under {attempts} attempts to write them")]
+    Contended { attempts: usize },
 }
 
 impl TargetError {
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::Unfinished => Disposition::Halt,
+            Self::Connect { fault, .. } | Self::Database { fault, .. } => fault.disposition(),
+            Self::Pool(_) | Self::Contended { .. } => Disposition::Retry,
+            Self::Migrate { disposition, .. } => *disposition,
+            Self::Layout { .. } | Self::State { .. } => Disposition::Halt,
+        }
+    }
+
+    pub(crate) fn from_pool(error: &deadpool_postgres::PoolError) -> Self {
+        match error {
+            deadpool_postgres::PoolError::Backend(error) => {
+                Self::Database { doing: "connect to PostgreSQL", fault: Fault::from(error) }
+            }
+            other => Self::Pool(other.to_string()),
         }
     }
 }
@@ -42,6 +66,116 @@ impl ApplyError {
         match self {
             Self::Fenced { .. } => Disposition::Halt,
             Self::Target(error) => error.disposition(),
+        }
+    }
+}
+
+/// An error of PostgreSQL or of the connection to it, without any value in it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fault {
+    pub(crate) kind: FaultKind,
+    /// SQLSTATE; `None` if PostgreSQL did not answer.
+    pub(crate) sqlstate: Option<String>,
+    text: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum FaultKind {
+    /// No answer, or a connection that is of no more use.
+    Connection,
+    /// Another writer was first: read again.
+    Contention,
+    /// A cached plan outlived a change of its table: prepare again on another connection.
+    Plan,
+    /// Out of connections, disk, time; starting up or shutting down; read-only after a failover.
+    Environment,
+    /// A value or key that does not fit.
+    Data,
+    /// A relation or column is missing or of another kind.
+    Schema,
+    /// Authentication or privilege.
+    Access,
+    Unknown,
+}
+
+impl Fault {
+    pub fn disposition(&self) -> Disposition {
+        match self.kind {
+            FaultKind::Connection | FaultKind::Contention | FaultKind::Plan | FaultKind::Environment => {
+                Disposition::Retry
+            }
+            FaultKind::Data => Disposition::Quarantine,
+            FaultKind::Schema | FaultKind::Access | FaultKind::Unknown => Disposition::Halt,
+        }
+    }
+
+    pub(crate) fn connection(text: String) -> Self {
+        Self { kind: FaultKind::Connection, sqlstate: None, text }
+    }
+
+    /// By SQLSTATE: single codes first, then classes.
+    fn kind_of(sqlstate: &str) -> FaultKind {
+        match sqlstate {
+            // CD001 is ours: a guarded write touched other than the expected rows.
+            "CD001" | "40001" | "40P01" | "23505" => FaultKind::Contention,
+            "0A000" => FaultKind::Plan,
+            "26000" => FaultKind::Connection,
+            "42501" => FaultKind::Access,
+            // A key longer than an index takes.
+            "54000" => FaultKind::Data,
+            code => match code.get(..2) {
+                Some("08") => FaultKind::Connection,
+                Some("25" | "40" | "53" | "55" | "57") => FaultKind::Environment,
+                Some("22" | "23") => FaultKind::Data,
+                Some("28") => FaultKind::Access,
+                Some("3D" | "3F" | "42") => FaultKind::Schema,
+                _ => FaultKind::Unknown,
+            },
+        }
+    }
+
+    pub(crate) fn of_sqlstate(sqlstate: &str, message: &str) -> Self {
+        let kind = Self::kind_of(sqlstate);
+        // Messages about data quote it.
+        let text = match kind {
+            FaultKind::Data => "the value or key does not fit".to_owned(),
+            FaultKind::Contention => "another writer changed the same rows".to_owned(),
+            FaultKind::Connection
+            | FaultKind::Plan
+            | FaultKind::Environment
+            | FaultKind::Schema
+            | FaultKind::Access
+            | FaultKind::Unknown => message.to_owned(),
+        };
+        Self { kind, sqlstate: Some(sqlstate.to_owned()), text }
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)?;
+        self.sqlstate.as_ref().map_or(Ok(()), |sqlstate| write!(f, " (SQLSTATE {sqlstate})"))
+    }
+}
+
+impl From<tokio_postgres::Error> for Fault {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&tokio_postgres::Error> for Fault {
+    fn from(error: &tokio_postgres::Error) -> Self {
+        match error.as_db_error() {
+            Some(db) => Self::of_sqlstate(db.code().code(), db.message()),
+            None => {
+                let source = std::error::Error::source(error);
+                let io = source.is_some_and(|source| source.is::<std::io::Error>());
+                let lost = error.is_closed() || io || error.to_string().starts_with("timeout");
+                let kind = if lost { FaultKind::Connection } else { FaultKind::Unknown };
+                let cause = source.map(|cause| format!(": {cause}")).unwrap_or_default();
+                Self { kind, sqlstate: None, text: format!("{error}{cause}") }
+            }
         }
     }
 }

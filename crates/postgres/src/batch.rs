@@ -1,0 +1,126 @@
+//! Changes folded to one unit per row: the merge is done in memory as far as it goes.
+
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+use cdc_model::{Change, ChangeBody, Clustering, PartitionTombstones, Provenance, RowState, TableId, Token, token};
+
+use crate::layout::Layout;
+
+/// Number of groups the partitions of a table are locked in. Small enough that the locks of all connections on many
+/// tables fit PostgreSQL's lock table (6400 entries by default), large enough that deletions rarely meet.
+pub(crate) const BUCKETS: i32 = 64;
+
+/// Everything a batch says of one row, or of one partition's deletions.
+#[derive(Clone, Debug)]
+pub(crate) struct Unit {
+    pub(crate) layout: Arc<Layout>,
+    pub(crate) partition: Bytes,
+    pub(crate) token: Token,
+    pub(crate) body: Body,
+    /// Of the newest change in it.
+    pub(crate) provenance: Provenance,
+    /// Set once it is known that the target cannot take it.
+    pub(crate) refused: Option<Refusal>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Body {
+    Row {
+        /// `None` for the static row.
+        clustering: Option<Clustering>,
+        change: RowState,
+        /// Write the row anew even if nothing is new in it, because something in it expired.
+        refresh: bool,
+    },
+    Tombstones(PartitionTombstones),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    pub(crate) code: String,
+    pub(crate) column: Option<String>,
+    /// Without values.
+    pub(crate) message: String,
+}
+
+impl Unit {
+    pub(crate) fn bucket(&self) -> i32 {
+        bucket(self.token)
+    }
+
+    pub(crate) fn weight(&self) -> usize {
+        let body = match &self.body {
+            Body::Row { clustering, change, .. } => {
+                clustering.as_ref().map_or(0, |clustering| clustering.as_bytes().len()) + change.weight()
+            }
+            Body::Tombstones(tombstones) => 64 * (1 + tombstones.ranges.len()),
+        };
+        size_of::<Self>() + self.partition.len() + body
+    }
+}
+
+pub(crate) fn bucket(token: Token) -> i32 {
+    i32::try_from(token.0.rem_euclid(i64::from(BUCKETS))).expect("below BUCKETS")
+}
+
+#[derive(PartialEq, Eq, Hash)]
+enum Slot {
+    Row(Clustering),
+    Static,
+    Tombstones,
+}
+
+/// Folds changes, whose tables' layouts are all in the map.
+pub(crate) fn fold(changes: Vec<Change>, layouts: &HashMap<TableId, Arc<Layout>>) -> Vec<Unit> {
+    let mut units: Vec<Unit> = Vec::with_capacity(changes.len());
+    let mut places: HashMap<(TableId, Bytes, Slot), usize> = HashMap::with_capacity(changes.len());
+    for Change { table, partition_key, body, provenance } in changes {
+        let layout = &layouts[&table.id];
+        let row = |clustering, mut change: RowState| {
+            // Cells of a column that is gone: nobody can see them any more.
+            change.columns.retain(|(id, _)| layout.schema.column(*id).dropped.is_none());
+            Body::Row { clustering, change, refresh: false }
+        };
+        let (slot, body) = match body {
+            ChangeBody::Row { clustering, row: change } => {
+                let clustering = layout.canonical(clustering);
+                (Slot::Row(clustering.clone()), row(Some(clustering), change))
+            }
+            ChangeBody::Static(change) => (Slot::Static, row(None, change)),
+            ChangeBody::DeletePartition(deletion) => {
+                let tombstones = PartitionTombstones { partition: Some(deletion), ranges: Vec::new() };
+                (Slot::Tombstones, Body::Tombstones(tombstones))
+            }
+            ChangeBody::DeleteRange(range) => {
+                let tombstones = PartitionTombstones { partition: None, ranges: vec![range] };
+                (Slot::Tombstones, Body::Tombstones(tombstones))
+            }
+        };
+        match places.entry((table.id, partition_key.clone(), slot)) {
+            std::collections::hash_map::Entry::Occupied(place) => {
+                let unit = &mut units[*place.get()];
+                unit.body =
+                    join(std::mem::replace(&mut unit.body, Body::Tombstones(PartitionTombstones::default())), body);
+                unit.provenance = provenance;
+            }
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(units.len());
+                let token = token(&partition_key);
+                let layout = Arc::clone(layout);
+                units.push(Unit { layout, partition: partition_key, token, body, provenance, refused: None });
+            }
+        }
+    }
+    units
+}
+
+fn join(a: Body, b: Body) -> Body {
+    match (a, b) {
+        (Body::Row { clustering, change, refresh }, Body::Row { change: other, .. }) => {
+            Body::Row { clustering, change: change.merge(other), refresh }
+        }
+        (Body::Tombstones(a), Body::Tombstones(b)) => Body::Tombstones(a.merge(b)),
+        (a, _) => unreachable!("a slot holds one kind of body, not {a:?} and another"),
+    }
+}

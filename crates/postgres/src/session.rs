@@ -1,0 +1,119 @@
+//! One pooled connection and the statements sent over it without waiting in between.
+
+use deadpool_postgres::{Object, Pool};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, try_join_all},
+};
+use tokio_postgres::{Row, types::ToSql};
+
+use crate::error::{Fault, FaultKind, TargetError};
+
+/// A statement with its parameters.
+pub(crate) struct Call<'s> {
+    pub(crate) sql: &'s str,
+    pub(crate) params: Vec<Box<dyn ToSql + Sync + Send>>,
+}
+
+impl<'s> Call<'s> {
+    pub(crate) fn new(sql: &'s str) -> Self {
+        Self { sql, params: Vec::new() }
+    }
+
+    pub(crate) fn with(mut self, param: impl ToSql + Sync + Send + 'static) -> Self {
+        self.params.push(Box::new(param));
+        self
+    }
+}
+
+/// What goes around a run of statements.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Frame {
+    Begin,
+    Inside,
+    Commit,
+    /// A transaction of its own.
+    Whole,
+}
+
+/// A connection that goes back to the pool only when no transaction is open on it: dropped anywhere else, it closes,
+/// which is also what happens to a cancelled apply.
+pub(crate) struct Session {
+    client: Option<Object>,
+    open: bool,
+}
+
+impl Session {
+    pub(crate) async fn acquire(pool: &Pool) -> Result<Self, TargetError> {
+        let client = pool.get().await.map_err(|error| TargetError::from_pool(&error))?;
+        Ok(Self { client: Some(client), open: false })
+    }
+
+    fn client(&self) -> &Object {
+        self.client.as_ref().expect("held until dropped")
+    }
+
+    /// Runs statements in one go: all are sent before the first answer is awaited. After an error PostgreSQL skips
+    /// the rest, and a commit among them rolls back.
+    pub(crate) async fn run(&mut self, frame: Frame, calls: Vec<Call<'_>>) -> Result<Vec<Vec<Row>>, Fault> {
+        let mut statements = Vec::with_capacity(calls.len());
+        for call in &calls {
+            statements.push(self.client().prepare_cached(call.sql).await.map_err(Fault::from)?);
+        }
+        self.open = true;
+        let client = self.client();
+        let bare = |sql: &'static str| -> BoxFuture<'_, Result<Vec<Row>, tokio_postgres::Error>> {
+            async move { client.batch_execute(sql).await.map(|()| Vec::new()) }.boxed()
+        };
+        let begins = matches!(frame, Frame::Begin | Frame::Whole);
+        let commits = matches!(frame, Frame::Commit | Frame::Whole);
+        let mut sent = Vec::with_capacity(calls.len() + 2);
+        sent.extend(begins.then(|| bare("begin")));
+        for (call, statement) in calls.iter().zip(&statements) {
+            let query = async move {
+                let params: Vec<&(dyn ToSql + Sync)> = call.params.iter().map(|param| param.as_ref() as _).collect();
+                client.query(statement, &params).await
+            };
+            sent.push(query.boxed());
+        }
+        sent.extend(commits.then(|| bare("commit")));
+        // Polled in this order, and a request is sent when it is first polled.
+        let mut rows = try_join_all(sent).await.map_err(Fault::from)?;
+        if begins {
+            rows.remove(0);
+        }
+        rows.truncate(calls.len());
+        self.open = !commits;
+        Ok(rows)
+    }
+
+    /// Leaves the transaction, unless the connection is beyond use.
+    pub(crate) async fn abandon(mut self, fault: &Fault) {
+        let usable = match fault.kind {
+            FaultKind::Connection | FaultKind::Plan => false,
+            FaultKind::Contention
+            | FaultKind::Environment
+            | FaultKind::Data
+            | FaultKind::Schema
+            | FaultKind::Access
+            | FaultKind::Unknown => true,
+        };
+        if usable && self.open && self.client().batch_execute("rollback").await.is_ok() {
+            self.open = false;
+        }
+    }
+
+    pub(crate) async fn rollback(mut self) {
+        if self.client().batch_execute("rollback").await.is_ok() {
+            self.open = false;
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.take().filter(|_| self.open) {
+            drop(Object::take(client));
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! Values between Cassandra's serialised form and PostgreSQL's binary form.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use cdc_model::{CqlType, CqlValue, VisibleColumn};
+use num_bigint::{BigInt, Sign};
+use tokio_postgres::types::Type;
+
+use crate::json;
+
+/// Why PostgreSQL cannot hold a value. Says nothing of the value itself.
+#[derive(thiserror::Error, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unrepresentable {
+    #[error("text contains a NUL character")]
+    Nul,
+    #[error("value is not a well-formed {0}")]
+    Malformed(&'static str),
+    #[error("{0} lies outside PostgreSQL's range")]
+    Range(&'static str),
+    #[error("a key column is empty or null")]
+    NullKey,
+    #[error("PostgreSQL cannot tell this {0} key from another one")]
+    InexactKey(&'static str),
+}
+
+/// A value in PostgreSQL's binary form.
+pub(crate) struct Encoded {
+    /// `None` is NULL.
+    pub(crate) bytes: Option<Bytes>,
+    /// Whether [`decode`] gives back the very bytes.
+    pub(crate) exact: bool,
+}
+
+/// Seconds, milliseconds and days between 1970-01-01 and PostgreSQL's epoch 2000-01-01.
+const EPOCH_SECONDS: i64 = 946_684_800;
+const EPOCH_MILLIS: i64 = EPOCH_SECONDS * 1000;
+const EPOCH_DAYS: i64 = 10_957;
+/// PostgreSQL's `MIN_TIMESTAMP` and `END_TIMESTAMP`, microseconds since 2000.
+const TIMESTAMP_RANGE: std::ops::Range<i64> = -211_813_488_000_000_000..9_223_371_331_200_000_000;
+/// Days since 2000: Julian day 0 to `DATE_END_JULIAN`.
+const DATE_RANGE: std::ops::Range<i64> = -2_451_545..2_145_031_949;
+const DAY_NANOS: i64 = 86_400_000_000_000;
+/// Limits of `numeric`: digits before and after the decimal point.
+const NUMERIC_INTEGER_DIGITS: usize = 131_072;
+const NUMERIC_SCALE: usize = 16_383;
+
+/// The column type a CQL type gets.
+pub(crate) fn pg_type(ty: &CqlType) -> Type {
+    match ty {
+        CqlType::Ascii | CqlType::Text | CqlType::Duration | CqlType::Empty => Type::TEXT,
+        CqlType::TinyInt | CqlType::SmallInt => Type::INT2,
+        CqlType::Int => Type::INT4,
+        CqlType::BigInt | CqlType::Counter => Type::INT8,
+        CqlType::Varint | CqlType::Decimal => Type::NUMERIC,
+        CqlType::Float => Type::FLOAT4,
+        CqlType::Double => Type::FLOAT8,
+        CqlType::Boolean => Type::BOOL,
+        CqlType::Blob | CqlType::Custom(_) => Type::BYTEA,
+        CqlType::Uuid | CqlType::TimeUuid => Type::UUID,
+        CqlType::Inet => Type::INET,
+        CqlType::Date => Type::DATE,
+        CqlType::Time => Type::TIME,
+        CqlType::Timestamp => Type::TIMESTAMPTZ,
+        CqlType::List { .. }
+        | CqlType::Set { .. }
+        | CqlType::Map { .. }
+        | CqlType::Tuple(_)
+        | CqlType::Udt { .. }
+        | CqlType::Vector { .. } => Type::JSONB,
+    }
+}
+
+/// The SQL name of a type [`pg_type`] gives.
+pub(crate) fn sql_name(ty: &Type) -> &'static str {
+    match *ty {
+        Type::INT2 => "smallint",
+        Type::INT4 => "integer",
+        Type::INT8 => "bigint",
+        Type::NUMERIC => "numeric",
+        Type::FLOAT4 => "real",
+        Type::FLOAT8 => "double precision",
+        Type::BOOL => "boolean",
+        Type::BYTEA => "bytea",
+        Type::UUID => "uuid",
+        Type::INET => "inet",
+        Type::DATE => "date",
+        Type::TIME => "time",
+        Type::TIMESTAMPTZ => "timestamptz",
+        Type::JSONB => "jsonb",
+        _ => "text",
+    }
+}
+
+/// Whether [`decode`] can rebuild values of the type (those that were encoded as exact).
+pub(crate) fn is_reversible(ty: &CqlType) -> bool {
+    match ty {
+        CqlType::Ascii
+        | CqlType::Text
+        | CqlType::TinyInt
+        | CqlType::SmallInt
+        | CqlType::Int
+        | CqlType::BigInt
+        | CqlType::Float
+        | CqlType::Double
+        | CqlType::Boolean
+        | CqlType::Blob
+        | CqlType::Uuid
+        | CqlType::TimeUuid
+        | CqlType::Inet
+        | CqlType::Date
+        | CqlType::Time
+        | CqlType::Timestamp => true,
+        CqlType::Counter
+        | CqlType::Varint
+        | CqlType::Decimal
+        | CqlType::Duration
+        | CqlType::Empty
+        | CqlType::Custom(_)
+        | CqlType::List { .. }
+        | CqlType::Set { .. }
+        | CqlType::Map { .. }
+        | CqlType::Tuple(_)
+        | CqlType::Udt { .. }
+        | CqlType::Vector { .. } => false,
+    }
+}
+
+pub(crate) fn encode_visible(ty: &CqlType, column: &VisibleColumn) -> Result<Encoded, Unrepresentable> {
+    let inexact = |bytes| Encoded { bytes: Some(bytes), exact: false };
+    match column {
+        VisibleColumn::Simple(value) => encode(ty, value),
+        VisibleColumn::Counter(total) => Ok(inexact(Bytes::copy_from_slice(&total.to_be_bytes()))),
+        VisibleColumn::Complex(elements) => Ok(inexact(jsonb(&json::complex(ty, elements)?))),
+    }
+}
+
+pub(crate) fn encode(ty: &CqlType, value: &Bytes) -> Result<Encoded, Unrepresentable> {
+    let exact = |bytes: Bytes| Ok(Encoded { bytes: Some(bytes), exact: true });
+    let inexact = |bytes: Bytes| Ok(Encoded { bytes: Some(bytes), exact: false });
+    let sized = |name, length| if value.len() == length { Ok(()) } else { Err(Unrepresentable::Malformed(name)) };
+    match ty {
+        CqlType::Ascii | CqlType::Text => {
+            let text = std::str::from_utf8(value).map_err(|_| Unrepresentable::Malformed("text"))?;
+            if text.contains('\0') {
+                return Err(Unrepresentable::Nul);
+            }
+            return exact(value.clone());
+        }
+        CqlType::Blob => return exact(value.clone()),
+        CqlType::Custom(_) => return inexact(value.clone()),
+        _ if value.is_empty() => return Ok(Encoded { bytes: None, exact: false }),
+        _ => {}
+    }
+    let malformed = |name| move |_| Unrepresentable::Malformed(name);
+    match ty {
+        // Handled above, where a length of zero is a value like any other.
+        CqlType::Ascii | CqlType::Text | CqlType::Blob | CqlType::Custom(_) => exact(value.clone()),
+        CqlType::Empty => Ok(Encoded { bytes: None, exact: false }),
+        CqlType::SmallInt => sized("smallint", 2).and_then(|()| exact(value.clone())),
+        CqlType::Int => sized("int", 4).and_then(|()| exact(value.clone())),
+        CqlType::BigInt | CqlType::Counter => sized("bigint", 8).and_then(|()| exact(value.clone())),
+        CqlType::Uuid | CqlType::TimeUuid => sized("uuid", 16).and_then(|()| exact(value.clone())),
+        CqlType::TinyInt => {
+            sized("tinyint", 1)?;
+            exact(Bytes::copy_from_slice(&i16::from(value[0].cast_signed()).to_be_bytes()))
+        }
+        CqlType::Boolean => {
+            sized("boolean", 1)?;
+            Ok(Encoded { bytes: Some(Bytes::copy_from_slice(&[u8::from(value[0] != 0)])), exact: value[0] <= 1 })
+        }
+        CqlType::Float => {
+            let number = f32::from_be_bytes(value.as_ref().try_into().map_err(malformed("float"))?);
+            Ok(Encoded { bytes: Some(value.clone()), exact: !number.is_nan() })
+        }
+        CqlType::Double => {
+            let number = f64::from_be_bytes(value.as_ref().try_into().map_err(malformed("double"))?);
+            Ok(Encoded { bytes: Some(value.clone()), exact: !number.is_nan() })
+        }
+        CqlType::Timestamp => {
+            let millis = i64::from_be_bytes(value.as_ref().try_into().map_err(malformed("timestamp"))?);
+            exact(Bytes::copy_from_slice(&timestamp(millis)?.to_be_bytes()))
+        }
+        CqlType::Date => {
+            let days = u32::from_be_bytes(value.as_ref().try_into().map_err(malformed("date"))?);
+            let days = i64::from(days) - (1 << 31) - EPOCH_DAYS;
+            let days = Some(days).filter(|days| DATE_RANGE.contains(days)).ok_or(Unrepresentable::Range("date"))?;
+            exact(Bytes::copy_from_slice(&i32::try_from(days).expect("checked").to_be_bytes()))
+        }
+        CqlType::Time => {
+            let nanos = i64::from_be_bytes(value.as_ref().try_into().map_err(malformed("time"))?);
+            if !(0..DAY_NANOS).contains(&nanos) {
+                return Err(Unrepresentable::Range("time"));
+            }
+            let micros = Bytes::copy_from_slice(&(nanos / 1000).to_be_bytes());
+            Ok(Encoded { bytes: Some(micros), exact: nanos % 1000 == 0 })
+        }
+        CqlType::Inet => {
+            // Address family as PostgreSQL numbers it, prefix length, not a network, length, address.
+            let head: [u8; 4] = match value.len() {
+                4 => [2, 32, 0, 4],
+                16 => [3, 128, 0, 16],
+                _ => return Err(Unrepresentable::Malformed("inet")),
+            };
+            exact([&head, value.as_ref()].concat().into())
+        }
+        CqlType::Varint
+        | CqlType::Decimal
+        | CqlType::Duration
+        | CqlType::List { .. }
+        | CqlType::Set { .. }
+        | CqlType::Map { .. }
+        | CqlType::Tuple(_)
+        | CqlType::Udt { .. }
+        | CqlType::Vector { .. } => {
+            let value = CqlValue::decode(ty, value).map_err(|_| Unrepresentable::Malformed(type_name(ty)))?;
+            inexact(match &value {
+                CqlValue::Varint(number) => numeric(number, 0)?,
+                CqlValue::Decimal { unscaled, scale } => numeric(unscaled, *scale)?,
+                CqlValue::Duration { months, days, nanoseconds } => json::duration(*months, *days, *nanoseconds).into(),
+                nested => jsonb(&json::value(nested)?),
+            })
+        }
+    }
+}
+
+/// Encodes a key column: never NULL, and distinct wherever Cassandra's keys are.
+pub(crate) fn encode_key(ty: &CqlType, value: &Bytes) -> Result<Bytes, Unrepresentable> {
+    let encoded = encode(ty, value)?;
+    // PostgreSQL's btree takes the two zeros for one.
+    let minus_zero = matches!(ty, CqlType::Float | CqlType::Double)
+        && value.first() == Some(&0x80)
+        && value.iter().skip(1).all(|b| *b == 0);
+    match encoded.bytes {
+        None => Err(Unrepresentable::NullKey),
+        Some(_) if is_reversible(ty) && (!encoded.exact || minus_zero) => {
+            Err(Unrepresentable::InexactKey(type_name(ty)))
+        }
+        Some(bytes) => Ok(bytes),
+    }
+}
+
+/// The bytes Cassandra had for a value of a reversible type.
+pub(crate) fn decode(ty: &CqlType, value: Bytes) -> Option<Bytes> {
+    Some(match ty {
+        CqlType::TinyInt => value.slice(1..),
+        CqlType::Timestamp => {
+            let micros = i64::from_be_bytes(value.as_ref().try_into().ok()?);
+            Bytes::copy_from_slice(&(micros.div_euclid(1000) + EPOCH_MILLIS).to_be_bytes())
+        }
+        CqlType::Date => {
+            let days = i64::from(i32::from_be_bytes(value.as_ref().try_into().ok()?));
+            let days = u32::try_from(days + EPOCH_DAYS + (1 << 31)).ok()?;
+            Bytes::copy_from_slice(&days.to_be_bytes())
+        }
+        CqlType::Time => {
+            Bytes::copy_from_slice(&(i64::from_be_bytes(value.as_ref().try_into().ok()?) * 1000).to_be_bytes())
+        }
+        CqlType::Inet if value.len() >= 4 => value.slice(4..),
+        _ => value,
+    })
+}
+
+/// Microseconds since 2000 of milliseconds since 1970.
+fn timestamp(millis: i64) -> Result<i64, Unrepresentable> {
+    millis
+        .checked_sub(EPOCH_MILLIS)
+        .and_then(|millis| millis.checked_mul(1000))
+        .filter(|micros| TIMESTAMP_RANGE.contains(micros))
+        .ok_or(Unrepresentable::Range("timestamp"))
+}
+
+/// A `timestamptz` of seconds since 1970; the last one PostgreSQL has for anything later.
+pub(crate) fn timestamptz(seconds: i64) -> Bytes {
+    let micros = seconds.saturating_mul(1000).try_into().ok().and_then(|millis| timestamp(millis).ok());
+    Bytes::copy_from_slice(&micros.unwrap_or(TIMESTAMP_RANGE.end - 1).to_be_bytes())
+}
+
+fn jsonb(text: &str) -> Bytes {
+    let mut out = BytesMut::with_capacity(1 + text.len());
+    out.put_u8(1);
+    out.put_slice(text.as_bytes());
+    out.freeze()
+}
+
+/// Whether `numeric` can hold the number: also keeps hostile scales from becoming gigabytes of zeros.
+pub(crate) fn check_numeric(unscaled: &BigInt, scale: i32) -> Result<(), Unrepresentable> {
+    let out = Err(Unrepresentable::Range("number"));
+    let bits = usize::try_from(unscaled.bits()).unwrap_or(usize::MAX);
+    // log10(2) is a little over 0.301.
+    let digits = bits.saturating_mul(302) / 1000 + 1;
+    match usize::try_from(scale) {
+        Ok(scale) if scale > NUMERIC_SCALE || digits > NUMERIC_INTEGER_DIGITS + scale => out,
+        Ok(_) => Ok(()),
+        Err(_) => {
+            let zeros = usize::try_from(scale.unsigned_abs()).unwrap_or(usize::MAX);
+            if digits.saturating_add(zeros) > NUMERIC_INTEGER_DIGITS { out } else { Ok(()) }
+        }
+    }
+}
+
+/// `unscaled * 10^-scale` as `numeric`: groups of four decimal digits around the decimal point.
+fn numeric(unscaled: &BigInt, scale: i32) -> Result<Bytes, Unrepresentable> {
+    check_numeric(unscaled, scale)?;
+    let mut digits = unscaled.magnitude().to_string();
+    if scale < 0 {
+        digits.extend(std::iter::repeat_n('0', usize::try_from(scale.unsigned_abs()).unwrap_or_default()));
+    }
+    let scale = usize::try_from(scale).unwrap_or_default();
+    let whole = digits.len().saturating_sub(scale);
+    let lead = if digits.len() < scale { scale - digits.len() } else { (4 - whole % 4) % 4 };
+    let trail = (4 - scale % 4) % 4;
+    let padded: Vec<u8> = std::iter::repeat_n(b'0', lead)
+        .chain(digits.bytes())
+        .chain(std::iter::repeat_n(b'0', trail))
+        .map(|digit| digit - b'0')
+        .collect();
+    let groups: Vec<i16> =
+        padded.chunks(4).map(|group| group.iter().fold(0, |sum, digit| sum * 10 + i16::from(*digit))).collect();
+    let zeros = groups.iter().take_while(|group| **group == 0).count();
+    let used = groups.len() - groups.iter().rev().take_while(|group| **group == 0).count();
+    let groups = groups.get(zeros..used).unwrap_or_default();
+    let narrow = |number: usize| i16::try_from(number).map_err(|_| Unrepresentable::Range("number"));
+    let weight = narrow(whole.div_ceil(4))? - 1 - narrow(zeros)?;
+    let mut out = BytesMut::with_capacity(8 + 2 * groups.len());
+    out.put_i16(narrow(groups.len())?);
+    out.put_i16(if groups.is_empty() { 0 } else { weight });
+    out.put_u16(if unscaled.sign() == Sign::Minus { 0x4000 } else { 0 });
+    out.put_i16(narrow(scale)?);
+    for group in groups {
+        out.put_i16(*group);
+    }
+    Ok(out.freeze())
+}
+
+/// A decimal without trailing zeros in its fraction: Cassandra's clustering order takes 1.5 and 1.50 for one key.
+pub(crate) fn canonical_decimal(value: &Bytes) -> Bytes {
+    let Ok(CqlValue::Decimal { mut unscaled, mut scale }) = CqlValue::decode(&CqlType::Decimal, value) else {
+        return value.clone();
+    };
+    let ten = BigInt::from(10);
+    if unscaled.sign() == Sign::NoSign {
+        scale = 0;
+    }
+    while scale > 0 && (&unscaled % &ten).sign() == Sign::NoSign {
+        unscaled /= &ten;
+        scale -= 1;
+    }
+    // The other direction too, or 1E+1 and 10 would stay apart.
+    if scale < 0 && check_numeric(&unscaled, scale).is_ok() {
+        unscaled *= ten.pow(scale.unsigned_abs());
+        scale = 0;
+    }
+    [scale.to_be_bytes().as_slice(), &unscaled.to_signed_bytes_be()].concat().into()
+}
+
+fn type_name(ty: &CqlType) -> &'static str {
+    match ty {
+        CqlType::Ascii | CqlType::Text => "text",
+        CqlType::BigInt => "bigint",
+        CqlType::Blob => "blob",
+        CqlType::Boolean => "boolean",
+        CqlType::Counter => "counter",
+        CqlType::Date => "date",
+        CqlType::Decimal => "decimal",
+        CqlType::Double => "double",
+        CqlType::Duration => "duration",
+        CqlType::Empty => "empty",
+        CqlType::Float => "float",
+        CqlType::Inet => "inet",
+        CqlType::Int => "int",
+        CqlType::SmallInt => "smallint",
+        CqlType::Time => "time",
+        CqlType::Timestamp => "timestamp",
+        CqlType::TimeUuid => "timeuuid",
+        CqlType::TinyInt => "tinyint",
+        CqlType::Uuid => "uuid",
+        CqlType::Varint => "varint",
+        CqlType::List { .. } => "list",
+        CqlType::Set { .. } => "set",
+        CqlType::Map { .. } => "map",
+        CqlType::Tuple(_) => "tuple",
+        CqlType::Udt { .. } => "user-defined type",
+        CqlType::Vector { .. } => "vector",
+        CqlType::Custom(_) => "custom type",
+    }
+}
