@@ -201,13 +201,13 @@ impl KafkaConfig {
             faults.push(format!("kafka.linger_ms is {}: use 0 to 10000", self.linger_ms));
         }
         let sizes = [
-            ("queue_bytes", self.queue_bytes, 1 << 20),
-            ("fetch_bytes", self.fetch_bytes, 1 << 20),
-            ("message_bytes_max", self.message_bytes_max, 64 << 10),
+            ("queue_bytes", self.queue_bytes, 1 << 20..=1 << 30),
+            ("fetch_bytes", self.fetch_bytes, 1 << 20..=1 << 30),
+            ("message_bytes_max", self.message_bytes_max, 64 << 10..=256 << 20),
         ];
-        for (name, value, least) in sizes {
-            if !(least..=1 << 30).contains(&value) {
-                faults.push(format!("kafka.{name} is {value}: use {least} to {}", 1 << 30));
+        for (name, value, range) in sizes {
+            if !range.contains(&value) {
+                faults.push(format!("kafka.{name} is {value}: use {} to {}", range.start(), range.end()));
             }
         }
         let fixed: Vec<&str> = PRODUCER.iter().chain(&CONSUMER).map(|(name, _)| *name).chain(DERIVED).collect();
@@ -255,7 +255,8 @@ impl KafkaConfig {
             .set("group.id", group)
             .set("queued.max.messages.kbytes", (self.fetch_bytes / 1024).to_string())
             .set("fetch.max.bytes", self.fetch_bytes.max(self.message_bytes_max).to_string())
-            .set("statistics.interval.ms", "1000");
+            // Whence the ends of partitions are known.
+            .set("statistics.interval.ms", "2000");
         client
     }
 }

@@ -69,13 +69,26 @@ pub struct Consumer<A: Assignment> {
 
 struct Context<A> {
     owner: A,
-    /// Offset wanted next of every partition held; -1 until the first record after a start from the beginning.
-    next: Mutex<HashMap<TopicPartition, i64>>,
+    next: Mutex<Next>,
 }
 
+/// Offset wanted next of every partition held, by topic; -1 until the first record after a start from the beginning.
+type Next = HashMap<Arc<str>, HashMap<i32, i64>>;
+
 impl<A: Assignment> Context<A> {
-    fn next<T>(&self, act: impl FnOnce(&mut HashMap<TopicPartition, i64>) -> T) -> T {
+    fn next<T>(&self, act: impl FnOnce(&mut Next) -> T) -> T {
         act(&mut self.next.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn all_next(&self) -> Vec<(TopicPartition, i64)> {
+        self.next(|next| {
+            let of_topic = |(topic, next): (&Arc<str>, &HashMap<i32, i64>)| {
+                let topic = Arc::clone(topic);
+                let at = move |partition: &i32| TopicPartition { topic: Arc::clone(&topic), partition: *partition };
+                next.iter().map(|(partition, next)| (at(partition), *next)).collect::<Vec<_>>()
+            };
+            next.iter().flat_map(of_topic).collect()
+        })
     }
 }
 
@@ -89,12 +102,11 @@ impl<A: Assignment> ClientContext for Context<A> {
     }
 
     fn stats(&self, statistics: Statistics) {
-        let ends: HashMap<TopicPartition, i64> = self.next(|next| {
-            let end = |at: &TopicPartition| statistics.topics.get(&*at.topic)?.partitions.get(&at.partition);
-            next.keys().filter_map(|at| Some((at.clone(), end(at)?.hi_offset))).collect()
-        });
-        for (at, end) in ends.iter().filter(|(_, end)| **end >= 0) {
-            self.owner.end(at, *end);
+        for (at, _) in self.all_next() {
+            let partition = statistics.topics.get(&*at.topic).and_then(|topic| topic.partitions.get(&at.partition));
+            if let Some(partition) = partition.filter(|partition| partition.hi_offset >= 0) {
+                self.owner.end(&at, partition.hi_offset);
+            }
         }
     }
 }
@@ -108,7 +120,8 @@ impl<A: Assignment> ConsumerContext for Context<A> {
                 Some(starts) => {
                     self.next(|next| {
                         for (at, start) in partitions.iter().zip(&starts) {
-                            next.insert(at.clone(), if let Start::Offset(offset) = start { *offset } else { -1 });
+                            let offset = if let Start::Offset(offset) = start { *offset } else { -1 };
+                            next.entry(Arc::clone(&at.topic)).or_default().insert(at.partition, offset);
                         }
                     });
                     let offset = |start: &Start| match start {
@@ -121,7 +134,11 @@ impl<A: Assignment> ConsumerContext for Context<A> {
             }
         } else {
             self.owner.revoked(&partitions);
-            self.next(|next| next.retain(|at, _| !partitions.contains(at)));
+            self.next(|next| {
+                for at in &partitions {
+                    next.get_mut(&at.topic).map(|next| next.remove(&at.partition));
+                }
+            });
             driver.incremental_unassign(list)
         };
         match outcome {
@@ -175,12 +192,14 @@ impl<A: Assignment> Consumer<A> {
 
     fn record(&self, message: &BorrowedMessage<'_>) -> Record {
         let (partition, offset) = (message.partition(), message.offset());
-        let at = TopicPartition { topic: message.topic().into(), partition };
-        self.driver.context().next(|next| {
-            if let Some(next) = next.get_mut(&at) {
+        let topic = self.driver.context().next(|next| {
+            let topic = next.get_key_value(message.topic()).map(|(topic, _)| Arc::clone(topic));
+            if let Some(next) = next.get_mut(message.topic()).and_then(|next| next.get_mut(&partition)) {
                 *next = offset + 1;
             }
+            topic
         });
+        let at = TopicPartition { topic: topic.unwrap_or_else(|| message.topic().into()), partition };
         Record {
             at,
             offset,
@@ -192,9 +211,7 @@ impl<A: Assignment> Consumer<A> {
 
     /// Finds out which partition it was, as the error does not say.
     fn offset_gone(&self) -> KafkaError {
-        let wanted: Vec<(TopicPartition, i64)> =
-            self.driver.context().next(|next| next.iter().map(|(at, offset)| (at.clone(), *offset)).collect());
-        for (at, wanted) in wanted {
+        for (at, wanted) in self.driver.context().all_next() {
             match self.driver.fetch_watermarks(&at.topic, at.partition, WATERMARK_TIMEOUT) {
                 Ok((low, high)) if wanted >= 0 && !(low..=high).contains(&wanted) => {
                     return KafkaError::OffsetGone {

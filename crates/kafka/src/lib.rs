@@ -21,4 +21,4 @@ pub use consumer::{Assignment, Consumer, Record, Start, TopicPartition};
 pub use error::KafkaError;
 pub use follower::SchemaFollower;
 pub use publisher::{Publisher, PublisherCounts};
-pub use topic::{DEAD_LETTER_TOPIC, POSITION_HEADER, SCHEMA_TOPIC, TopicTemplate};
+pub use topic::{DEAD_LETTER_SIZE, DEAD_LETTER_TOPIC, POSITION_HEADER, SCHEMA_TOPIC, TopicTemplate};

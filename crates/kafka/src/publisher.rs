@@ -24,7 +24,7 @@ use rdkafka::{
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    DEAD_LETTER_TOPIC, KafkaConfig, KafkaError, POSITION_HEADER, SCHEMA_TOPIC, TopicTemplate,
+    DEAD_LETTER_SIZE, DEAD_LETTER_TOPIC, KafkaConfig, KafkaError, POSITION_HEADER, SCHEMA_TOPIC, TopicTemplate,
     acknowledgements::{Acknowledgements, Ticket},
     context,
 };
@@ -160,12 +160,15 @@ impl Publisher {
         let present = self.topics_with_leaders().await?;
         let copies = || TopicReplication::Fixed(self.config.replication_factor.unwrap_or(-1));
         let largest = self.config.message_bytes_max.to_string();
+        let largest_letter = (DEAD_LETTER_SIZE * self.config.message_bytes_max).to_string();
         let missing: Vec<NewTopic<'_>> = wanted
             .iter()
             .filter(|topic| !present.contains_key(**topic))
             .map(|topic| {
                 if *topic == SCHEMA_TOPIC {
                     NewTopic::new(topic, 1, copies()).set("cleanup.policy", "compact")
+                } else if *topic == DEAD_LETTER_TOPIC {
+                    NewTopic::new(topic, 1, copies()).set("max.message.bytes", &largest_letter)
                 } else {
                     NewTopic::new(topic, self.config.partitions, copies()).set("max.message.bytes", &largest)
                 }

@@ -10,6 +10,8 @@ use crate::KafkaError;
 pub const SCHEMA_TOPIC: &str = "cdc-schemas";
 /// Records that could not be decoded.
 pub const DEAD_LETTER_TOPIC: &str = "dlq-events";
+/// How many times [`crate::KafkaConfig::message_bytes_max`] a dead letter may be.
+pub const DEAD_LETTER_SIZE: usize = 3;
 /// Header with the position the change was captured at, as `segment:offset`.
 pub const POSITION_HEADER: &str = "cdc-position";
 

@@ -1,0 +1,54 @@
+//! The `sink:` section.
+
+use serde::{Deserialize, Serialize};
+
+const GROUP: &str = "cdc-connect";
+/// Measured by others as the knee of the curve: larger batches gain little and cost latency and memory.
+const BATCH_ROWS: usize = 5_000;
+const BATCH_BYTES: usize = 8 << 20;
+/// An expired cell is gone within about a second.
+const SWEEP_INTERVAL_MS: u64 = 500;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SinkConfig {
+    /// Changes written at once, at most.
+    pub batch_rows: usize,
+    /// Bytes written at once, at most; about twice as much waits in memory.
+    pub batch_bytes: usize,
+    /// Kafka consumer group; sinks of one group share the work.
+    pub group: String,
+    /// Milliseconds between two looks for expired cells.
+    pub sweep_interval_ms: u64,
+}
+
+impl Default for SinkConfig {
+    fn default() -> Self {
+        Self {
+            batch_rows: BATCH_ROWS,
+            batch_bytes: BATCH_BYTES,
+            group: GROUP.to_owned(),
+            sweep_interval_ms: SWEEP_INTERVAL_MS,
+        }
+    }
+}
+
+impl SinkConfig {
+    /// Every fault at once, each naming its field; empty if there is none.
+    pub fn validate(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if !(1..=100_000).contains(&self.batch_rows) {
+            faults.push(format!("sink.batch_rows is {}: use 1 to 100000", self.batch_rows));
+        }
+        if !(64 << 10..=1 << 30).contains(&self.batch_bytes) {
+            faults.push(format!("sink.batch_bytes is {}: use {} to {}", self.batch_bytes, 64 << 10, 1 << 30));
+        }
+        if self.group.is_empty() {
+            faults.push("sink.group is empty: name the consumer group, such as cdc-connect".to_owned());
+        }
+        if !(10..=3_600_000).contains(&self.sweep_interval_ms) {
+            faults.push(format!("sink.sweep_interval_ms is {}: use 10 to 3600000", self.sweep_interval_ms));
+        }
+        faults
+    }
+}

@@ -1,0 +1,50 @@
+//! Removes what has expired: PostgreSQL has no TTL.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use cdc_model::LocalTime;
+use cdc_postgres::Target;
+use cdc_runtime::Lifecycle;
+use tokio::time::MissedTickBehavior;
+
+use crate::{SinkConfig, SinkMetrics, retry::Patience};
+
+/// Runs until the soft stop. Several sinks may sweep the same tables.
+pub(crate) fn spawn(target: &Target, config: &SinkConfig, metrics: &Arc<SinkMetrics>, lifecycle: &Lifecycle) {
+    let (target, metrics, soft) = (target.clone(), Arc::clone(metrics), lifecycle.soft().clone());
+    let interval = Duration::from_millis(config.sweep_interval_ms);
+    lifecycle.spawn("sweep expired", async move {
+        soft.run_until_cancelled(sweep(target, interval, metrics)).await;
+        anyhow::Ok(())
+    });
+}
+
+async fn sweep(target: Target, interval: Duration, metrics: Arc<SinkMetrics>) {
+    let mut patience = Patience::new("removing expired cells");
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        loop {
+            match target.sweep_expired(now()).await {
+                Ok(0) => {
+                    patience.succeeded();
+                    break;
+                }
+                Ok(rows) => metrics.swept(rows),
+                Err(error) => {
+                    tokio::time::sleep(patience.failed(error.disposition(), &error)).await;
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn now() -> LocalTime {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    LocalTime(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
