@@ -8,7 +8,7 @@ use std::thread;
 use rustix::process::Signal;
 
 use crate::instance::Instance;
-use crate::java::java;
+use crate::java::{ClassArchive, java};
 use crate::kafka::retry_on_taken_port;
 use crate::process::{Server, Spec};
 use crate::{Artifact, Error, default_version, place};
@@ -123,6 +123,10 @@ impl Node {
     /// `127.x.y.z:<port>`, where it speaks CQL.
     pub fn address(&self) -> String {
         self.address.to_string()
+    }
+
+    pub fn socket_address(&self) -> SocketAddr {
+        self.address
     }
 
     pub fn ip(&self) -> IpAddr {
@@ -255,17 +259,22 @@ impl CassandraBuilder {
         )?;
         let address = SocketAddr::from((ip, CQL_PORT));
         let java = java()?;
+        // None is recorded for a JVM with an agent.
+        let archive = (!self.is_4()).then(|| ClassArchive::new(&Artifact::cassandra(&self.version), &folder));
+        let mut args = self.args(&folder, &config, &log_config, class_path)?;
+        args.splice(0..0, archive.iter().map(|archive| archive.flag().into()));
         let server = Server::new(Spec {
             label: format!("cassandra {} on {address}", self.version),
             folder: folder.clone(),
             program: java.to_owned(),
-            args: self.args(&folder, &config, &log_config, class_path)?,
+            args,
             output: folder.join("output.log"),
             log,
             ready: "Starting listening for CQL clients",
             addresses: vec![address],
             stop: Signal::TERM,
             user: None,
+            archive,
         });
         Ok(Node { server, address, folder })
     }

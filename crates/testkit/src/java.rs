@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::Error;
+use crate::{Artifact, Error, place};
 
 /// The only release that every server here runs on.
 const MAJOR: u32 = 17;
@@ -36,4 +36,39 @@ fn major(java: &Path) -> Option<u32> {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     // openjdk version "17.0.15" 2025-04-15
     text.split('"').nth(1)?.split(['.', '-', '+']).next()?.parse().ok()
+}
+
+/// The classes a server loads, parsed once and mapped by every later start, which takes a third off the time to ready.
+///
+/// The first server that has no archive records one as it ends in good order; the JVM ignores one that does not fit.
+#[derive(Debug, Clone)]
+pub(crate) struct ClassArchive {
+    shared: PathBuf,
+    recorded: PathBuf,
+}
+
+impl ClassArchive {
+    /// `folder` is the instance's, where a recording lies until it is complete.
+    pub(crate) fn new(artifact: &Artifact, folder: &Path) -> Self {
+        Self { shared: place::cache_dir().join(format!("{artifact}.jsa")), recorded: folder.join("classes.jsa") }
+    }
+
+    pub(crate) fn flag(&self) -> String {
+        let (flag, path) = if self.shared.exists() {
+            ("-XX:SharedArchiveFile", &self.shared)
+        } else {
+            ("-XX:ArchiveClassesAtExit", &self.recorded)
+        };
+        format!("{flag}={}", path.display())
+    }
+
+    /// Moves a recording into the cache. Without one the next start is slower and nothing else, hence no error.
+    pub(crate) fn publish(&self) {
+        if self.recorded.exists() {
+            let part = self.shared.with_extension(format!("{}.part", std::process::id()));
+            let moved = fs::copy(&self.recorded, &part).and_then(|_| fs::rename(&part, &self.shared));
+            drop(moved.or_else(|_| fs::remove_file(&part)));
+            drop(fs::remove_file(&self.recorded));
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use rustix::process::Signal;
 
 use crate::instance::Instance;
-use crate::java::java;
+use crate::java::{ClassArchive, java};
 use crate::process::{Server, Spec};
 use crate::{Artifact, Error, default_version, place};
 
@@ -18,7 +18,7 @@ const ATTEMPTS: usize = 3;
 #[derive(Debug)]
 pub struct Kafka {
     server: Server,
-    bootstrap: String,
+    address: SocketAddr,
     instance: Instance,
 }
 
@@ -28,13 +28,16 @@ impl Kafka {
     /// # Errors
     /// It could not be obtained or did not start, with its last log lines.
     pub fn start() -> Result<Self, Error> {
-        let kafka = retry_on_taken_port(Self::launch)?;
-        Ok(kafka)
+        retry_on_taken_port(Self::launch)
     }
 
     /// `127.0.0.1:<port>`, for clients.
-    pub fn bootstrap(&self) -> &str {
-        &self.bootstrap
+    pub fn bootstrap(&self) -> String {
+        self.address.to_string()
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Leaves its folder, with data and logs, when the handle is dropped.
@@ -50,6 +53,7 @@ impl Kafka {
         let folder = instance.path().to_owned();
         let ip = Ipv4Addr::LOCALHOST;
         let [port, controller] = place::free_ports(ip)?;
+        let address = SocketAddr::from((ip, port));
         let (properties, log) = (folder.join("server.properties"), folder.join("server.log"));
         let data = folder.join("data");
         place::write(
@@ -114,21 +118,23 @@ rootLogger.appenderRef.file.ref=file
             return Err(Error::Command { command, status, tail: place::tail(&output, 15) });
         }
         fs::create_dir_all(&data).map_err(Error::io("create", &data))?;
-        let mut args: Vec<_> = jvm.into_iter().map(Into::into).collect();
+        let archive = ClassArchive::new(&artifact, &folder);
+        let mut args: Vec<_> = [archive.flag()].into_iter().chain(jvm).map(Into::into).collect();
         args.extend(["kafka.Kafka".into(), properties.into()]);
         let server = Server::new(Spec {
-            label: format!("kafka {} on {ip}:{port}", default_version::KAFKA),
+            label: format!("kafka {} on {address}", default_version::KAFKA),
             output: folder.join("output.log"),
             folder,
             program: java.to_owned(),
             args,
             log,
             ready: "Kafka Server started",
-            addresses: vec![SocketAddr::from((ip, port))],
+            addresses: vec![address],
             stop: Signal::TERM,
             user: None,
+            archive: Some(archive),
         });
-        let kafka = Self { server, bootstrap: format!("{ip}:{port}"), instance };
+        let kafka = Self { server, address, instance };
         kafka.server.start().inspect_err(|_| kafka.keep())?;
         Ok(kafka)
     }

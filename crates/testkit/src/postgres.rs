@@ -15,7 +15,7 @@ use crate::place::User;
 use crate::process::{Server, Spec};
 use crate::{Artifact, Error, default_version, place};
 
-const DATABASE: &str = "warehouse";
+pub(crate) const DATABASE: &str = "warehouse";
 
 /// One PostgreSQL server with the database `warehouse` and the superuser `postgres`, whose password is random.
 ///
@@ -179,6 +179,7 @@ impl PostgresBuilder {
             addresses: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port))],
             stop: Signal::INT,
             user,
+            archive: None,
         });
         let postgres = Postgres { server, port, password, instance };
         postgres.server.start().inspect_err(|_| postgres.keep())?;

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::Error;
+use crate::java::ClassArchive;
 use crate::place::{self, User};
 
 const LEASH: &str = r#"
@@ -56,6 +57,8 @@ pub(crate) struct Spec {
     /// Asks for an orderly end.
     pub(crate) stop: Signal,
     pub(crate) user: Option<User>,
+    /// Recorded by the first orderly end.
+    pub(crate) archive: Option<ClassArchive>,
 }
 
 /// A handle on one server process; dropping it kills the server.
@@ -95,7 +98,11 @@ impl Server {
     /// # Errors
     /// It does not run.
     pub fn stop(&self) -> Result<(), Error> {
-        self.end(self.spec.stop)
+        self.end(self.spec.stop)?;
+        if let Some(archive) = &self.spec.archive {
+            archive.publish();
+        }
+        Ok(())
     }
 
     /// Kills the server and its children, as a crash would.
@@ -152,10 +159,6 @@ impl Server {
     /// The file the server logs to.
     pub fn log_file(&self) -> &Path {
         &self.spec.log
-    }
-
-    pub(crate) fn label(&self) -> &str {
-        &self.spec.label
     }
 
     fn spawn(&self) -> Result<(), Error> {
