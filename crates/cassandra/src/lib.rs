@@ -1,5 +1,6 @@
 //! CQL access: sessions and schema. The one crate that names the driver.
 
+pub mod checks;
 mod config;
 mod error;
 mod registry;

@@ -19,6 +19,14 @@ impl Fault {
         Self { path: path.into(), message: message.into(), line: None, variable: None }
     }
 
+    /// Of a sentence that begins with the key, as in `kafka.partitions is 0: use 1 or more`.
+    pub fn of_sentence(sentence: &str) -> Self {
+        match sentence.split_once(' ') {
+            Some((key, message)) if key.contains('.') => Self::new(key.trim_end_matches(':'), message),
+            _ => Self::new("", sentence),
+        }
+    }
+
     pub(super) fn segments(&self) -> Vec<String> {
         self.path.split('.').map(str::to_owned).collect()
     }

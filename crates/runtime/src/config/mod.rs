@@ -27,22 +27,31 @@ use fault::Complaint;
 /// # Errors
 /// All faults found; the process should end with [`crate::Exit::Config`].
 pub fn load<T: DeserializeOwned>(file: &Path) -> Result<T, ConfigErrors> {
+    load_checked(file, |_| Vec::new())
+}
+
+/// As [`load`], with further faults, which `check` finds in what was read.
+///
+/// # Errors
+/// All faults found.
+pub fn load_checked<T: DeserializeOwned>(file: &Path, check: impl FnOnce(&T) -> Vec<Fault>) -> Result<T, ConfigErrors> {
     let text = std::fs::read_to_string(file).map_err(|error| {
         let fault = Fault::new("", format!("cannot be read: {error}; name an existing file with --config"));
         ConfigErrors { file: file.to_owned(), faults: vec![fault] }
     })?;
     let environment =
         std::env::vars_os().filter_map(|(name, value)| Some((name.to_str()?.to_owned(), value.to_str()?.to_owned())));
-    parse(&text, environment).map_err(|faults| ConfigErrors { file: file.to_owned(), faults })
+    parse(&text, environment, check).map_err(|faults| ConfigErrors { file: file.to_owned(), faults })
 }
 
 /// Reads YAML and variables as of the environment; those without the prefix `CDC__` are ignored.
 ///
 /// # Errors
-/// All faults found.
+/// All faults found; those of `check` only if the types find none.
 pub fn parse<T: DeserializeOwned>(
     text: &str,
     environment: impl IntoIterator<Item = (String, String)>,
+    check: impl FnOnce(&T) -> Vec<Fault>,
 ) -> Result<T, Vec<Fault>> {
     let mut root = match serde_yaml_ng::from_str::<Value>(text) {
         Ok(Value::Null) => Value::Mapping(Mapping::new()),
@@ -65,7 +74,11 @@ pub fn parse<T: DeserializeOwned>(
     let loaded = loader.load();
     let mut faults = loader.faults;
     if faults.is_empty() {
-        return Ok(loaded.expect("deserialising ends with a value or a fault"));
+        let loaded: T = loaded.expect("deserialising ends with a value or a fault");
+        faults = check(&loaded);
+        if faults.is_empty() {
+            return Ok(loaded);
+        }
     }
     for fault in &mut faults {
         if let Some(variable) = loader.overrides.iter().find(|(path, _)| **path == fault.segments()) {

@@ -40,7 +40,8 @@ struct Postgres {
 const GOOD: &str = "kafka:\n  bootstrap_servers: [a:9092]\npostgres:\n  host: pg\n  port: 5432\n  username: me\n";
 
 fn load(text: &str, environment: &[(&str, &str)]) -> Result<Sample, Vec<String>> {
-    parse(text, environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    parse(text, environment, |_| Vec::new())
         .map_err(|faults: Vec<Fault>| faults.iter().map(ToString::to_string).collect())
 }
 
@@ -159,6 +160,17 @@ fn a_fault_of_the_environment_names_the_variable() {
         faults(GOOD, &[("CDC__POSTGRES__HOST__NAME", "x")]),
         ["CDC__POSTGRES__HOST__NAME names a key below one that is not a section in the file"]
     );
+}
+
+#[test]
+fn faults_of_a_check_name_the_line_too() {
+    let faults = parse(GOOD, [], |sample: &Sample| {
+        assert!(sample.kafka.is_some());
+        vec![Fault::of_sentence("kafka.bootstrap_servers: one is too few"), Fault::of_sentence("it rains")]
+    })
+    .unwrap_err();
+    let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    assert_eq!(faults, ["it rains", "line 2: kafka.bootstrap_servers one is too few"]);
 }
 
 #[test]
