@@ -239,7 +239,10 @@ impl OpenSegment {
                 Ok(None) if finished => return Ok(Step::Finished),
                 Ok(None) => return Ok(Step::Waiting),
                 Ok(Some(report)) => {
-                    *busy |= report.entries > 0;
+                    if report.entries > 0 {
+                        *busy = true;
+                        metrics.caught_up(false);
+                    }
                     metrics.bytes.fetch_add(report.bytes, Relaxed);
                     intake.read_was(report.bytes);
                     for damage in report.damage {

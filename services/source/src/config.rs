@@ -43,6 +43,18 @@ fn memory_bytes() -> usize {
 }
 
 impl SourceConfig {
+    /// Defaults with these folders and tables.
+    pub fn new(cdc_raw_directory: PathBuf, state_directory: PathBuf, tables: Vec<String>) -> Self {
+        Self {
+            cdc_raw_directory,
+            state_directory,
+            tables,
+            mode: CaptureMode::default(),
+            poll_interval_us: POLL_INTERVAL_US,
+            memory_bytes: MEMORY_BYTES,
+        }
+    }
+
     /// Every fault at once, each naming its field; empty if there is none.
     pub fn validate(&self) -> Vec<String> {
         let mut faults = Vec::new();

@@ -76,7 +76,9 @@ impl SchemaSource {
             })?;
             match loaded {
                 Ok(tables) => {
-                    self.registry.refresh(tables);
+                    if let Err(error) = self.registry.refresh(tables) {
+                        tracing::error!(%error, "a table's schema cannot be used");
+                    }
                     return Ok(());
                 }
                 Err(error) if complained.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) => {

@@ -37,8 +37,8 @@ pub use quarantine::QuarantineError;
 
 use crate::{
     intake::Batch,
-    keeper::{Keeper, Note},
-    outlet::{Delivery, Durable},
+    keeper::Note,
+    outlet::Delivery,
     start::{Started, start},
 };
 
@@ -69,8 +69,8 @@ pub async fn run(
             started = starting => started?,
             () = lifecycle.soft().cancelled() => return Ok(()),
         };
-        let Started { capture, delivery, durable, keeper } = started;
-        lifecycle.spawn_thread("source capture", move |_| capture.run()).map_err(SourceError::Thread)?;
+        let Some(Started { capture, delivery, durable, keeper }) = started else { return Ok(()) };
+        lifecycle.spawn_thread("source capture", move |_| capture().run()).map_err(SourceError::Thread)?;
         let (notes, noted) = mpsc::channel(NOTES);
         let delivering = deliver(batches, delivery, notes, &metrics);
         tokio::try_join!(delivering, keeper.run(noted, durable)).map(|_| ())
@@ -110,8 +110,6 @@ pub enum SourceError {
          writable for the agent"
     )]
     Directory { path: std::path::PathBuf, source: std::io::Error },
-    #[error(transparent)]
-    Cassandra(#[from] cdc_cassandra::CassandraError),
     #[error(transparent)]
     PositionFile(#[from] PositionFileError),
     #[error("PostgreSQL holds a position of this node that cannot be read")]

@@ -68,12 +68,12 @@ impl Delivery {
 
 /// Sends changes, and before the first that needs it each version of a table's schema.
 pub(crate) struct KafkaDelivery {
-    publisher: Publisher,
+    publisher: Arc<Publisher>,
     published: HashMap<TableId, Arc<TableSchema>>,
 }
 
 impl KafkaDelivery {
-    pub(crate) fn new(publisher: Publisher) -> Self {
+    pub(crate) fn new(publisher: Arc<Publisher>) -> Self {
         Self { publisher, published: HashMap::new() }
     }
 
@@ -119,7 +119,7 @@ pub(crate) fn is_transient(error: &KafkaError) -> bool {
 
 /// The acknowledging half of an outlet.
 pub(crate) enum Durable {
-    Kafka { publisher: Publisher, durable: watch::Receiver<Option<SegmentPosition>> },
+    Kafka { publisher: Arc<Publisher>, durable: watch::Receiver<Option<SegmentPosition>> },
     Direct { durable: watch::Receiver<Option<String>>, run: u64 },
     Channel(watch::Receiver<u64>),
 }

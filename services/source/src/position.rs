@@ -70,7 +70,7 @@ impl FromStr for Offsets {
 /// that was forgotten would be read again, which costs time and changes nothing.
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Finished(Vec<(u64, u64)>);
+pub(crate) struct Finished(Vec<(u64, u64)>);
 
 impl Finished {
     const MAX_RANGES: usize = 1024;
@@ -114,9 +114,9 @@ impl Finished {
 /// Where to resume.
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Position {
-    pub offsets: Offsets,
-    pub finished: Finished,
+pub(crate) struct Position {
+    pub(crate) offsets: Offsets,
+    pub(crate) finished: Finished,
 }
 
 impl Position {

@@ -7,7 +7,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use cdc_cassandra::{Cassandra, CassandraConfig, CassandraError, SchemaRegistry};
+use cdc_cassandra::{Cassandra, CassandraConfig, SchemaRegistry, Settings};
+use cdc_commitlog::CaptureMode;
 use cdc_model::{NodeId, TableSchema};
 use cdc_postgres::StreamName;
 use cdc_runtime::Lifecycle;
@@ -32,12 +33,14 @@ const COMPLAIN: Duration = Duration::from_secs(10);
 const BATCH_SHARE: usize = 16;
 
 pub(crate) struct Started {
-    pub(crate) capture: Capture,
+    /// Called on the capture's own thread: a decoder stays on the thread that made it.
+    pub(crate) capture: Box<dyn FnOnce() -> Capture + Send>,
     pub(crate) delivery: Delivery,
     pub(crate) durable: Durable,
     pub(crate) keeper: Keeper,
 }
 
+/// `None`: stopped before Cassandra was there.
 pub(crate) async fn start(
     config: &SourceConfig,
     cassandra: &CassandraConfig,
@@ -45,8 +48,9 @@ pub(crate) async fn start(
     metrics: &Arc<SourceMetrics>,
     lifecycle: &Lifecycle,
     outbox: mpsc::Sender<Batch>,
-) -> Result<Started, SourceError> {
-    let faults = config.validate();
+) -> Result<Option<Started>, SourceError> {
+    let mut faults = config.validate();
+    faults.extend(cassandra.validate());
     if !faults.is_empty() {
         return Err(SourceError::Config(faults));
     }
@@ -54,12 +58,24 @@ pub(crate) async fn start(
     fs::read_dir(&directory).map_err(|source| SourceError::Directory { path: directory.clone(), source })?;
     let quarantine = Quarantine::open(&config.state_directory)?;
 
-    let (cassandra, tables) = connect(cassandra).await?;
+    let Some(cassandra) = Cassandra::connect_when_ready(cassandra, lifecycle).await else {
+        return Ok(None);
+    };
+    let tables = load_schema(&cassandra).await;
+    let mode = match cassandra.settings().await {
+        Ok(settings) => check_node(&settings, config.mode)?,
+        Err(error) => {
+            tracing::warn!(%error, "the node does not show its settings, which are taken to be as they should");
+            config.mode
+        }
+    };
     let node = cassandra.host_id();
     let patterns: Arc<[TablePattern]> = config.tables.iter().filter_map(|text| TablePattern::parse(text)).collect();
     check_tables(&patterns, &tables)?;
     let registry = SchemaRegistry::default();
-    registry.refresh(tables);
+    if let Err(error) = registry.refresh(tables) {
+        tracing::error!(%error, "a table's schema cannot be used");
+    }
     let captured = Captured(patterns);
 
     let (file, stored) = PositionFile::open(&config.state_directory, node)?;
@@ -70,59 +86,71 @@ pub(crate) async fn start(
 
     tracing::info!(
         %node,
-        mode = ?config.mode,
+        ?mode,
         tables = tables.len(),
         position = %position.offsets,
         directory = %directory.display(),
         "capture begins"
     );
-    metrics.started(config.mode, &position.offsets);
+    metrics.started(mode, &position.offsets);
     let stop = lifecycle.soft().clone();
     let schemas = SchemaSource { cassandra, registry, runtime: Handle::current(), stop: stop.clone() };
-    let intake = Intake::new(
-        node,
-        captured,
-        schemas,
-        quarantine,
-        Arc::clone(metrics),
-        outbox,
-        config.memory_bytes / BATCH_SHARE,
-        position.offsets.clone(),
-    );
-    let capture = Capture {
-        directory: directory.clone(),
-        mode: config.mode,
-        poll_interval: Duration::from_micros(config.poll_interval_us),
-        intake,
-        finished: position.finished.clone(),
-        metrics: Arc::clone(metrics),
-        stop,
-        open: BTreeMap::new(),
+    let capture = {
+        let (metrics, position, directory) = (Arc::clone(metrics), position.clone(), directory.clone());
+        let batch_bytes = config.memory_bytes / BATCH_SHARE;
+        let poll_interval = Duration::from_micros(config.poll_interval_us);
+        move || {
+            let (offsets, finished) = (position.offsets, position.finished);
+            let intake =
+                Intake::new(node, captured, schemas, quarantine, Arc::clone(&metrics), outbox, batch_bytes, offsets);
+            Capture { directory, mode, poll_interval, intake, finished, metrics, stop, open: BTreeMap::new() }
+        }
     };
     let disk = Disk { file, directory, finished: position.finished.clone() };
     let keeper = Keeper { disk, position, metrics: Arc::clone(metrics) };
-    Ok(Started { capture, delivery, durable, keeper })
+    Ok(Some(Started { capture: Box::new(capture), delivery, durable, keeper }))
 }
 
 /// Waits for Cassandra: the agent may well be started before it.
-async fn connect(config: &CassandraConfig) -> Result<(Cassandra, Vec<TableSchema>), SourceError> {
-    let attempt = async || -> Result<_, CassandraError> {
-        let cassandra = Cassandra::connect(config).await?;
-        let tables = cassandra.load_schema().await?;
-        Ok((cassandra, tables))
-    };
+async fn load_schema(cassandra: &Cassandra) -> Vec<TableSchema> {
     let mut complained: Option<Instant> = None;
     loop {
-        match attempt().await {
-            Ok(connected) => return Ok(connected),
+        match cassandra.load_schema().await {
+            Ok(tables) => return tables,
             Err(error) if complained.is_none_or(|at| at.elapsed() >= COMPLAIN) => {
                 complained = Some(Instant::now());
-                tracing::warn!(%error, "waiting for Cassandra");
+                tracing::warn!(%error, "waiting for Cassandra's schema");
             }
             Err(_) => {}
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// The mode that is possible with the node's commit log.
+fn check_node(settings: &Settings, wanted: CaptureMode) -> Result<CaptureMode, SourceError> {
+    let mut faults = Vec::new();
+    if settings.cdc_enabled() == Some(false) {
+        faults
+            .push("Cassandra has CDC switched off; set cdc_enabled: true in cassandra.yaml and restart it".to_owned());
+    }
+    if settings.commitlog_is_transformed() {
+        faults.push(
+            "Cassandra's commit log is compressed or encrypted, which is not supported; take commitlog_compression and \
+             transparent_data_encryption_options out of cassandra.yaml and restart it"
+                .to_owned(),
+        );
+    }
+    if !faults.is_empty() {
+        return Err(SourceError::Config(faults));
+    }
+    if settings.get("commitlog_disk_access_mode") == Some("direct") && wanted != CaptureMode::Durable {
+        tracing::warn!(
+            "Cassandra writes its commit log with direct I/O, so changes are seen when it syncs: mode durable"
+        );
+        return Ok(CaptureMode::Durable);
+    }
+    Ok(wanted)
 }
 
 /// Tables that are listed by name must exist and be in the log.
@@ -171,7 +199,8 @@ async fn open_outlet(
 ) -> Result<(Delivery, Durable), SourceError> {
     match outlet {
         Outlet::Kafka(publisher) => {
-            let durable = Durable::Kafka { publisher: publisher.clone(), durable: publisher.durable() };
+            let publisher = Arc::new(publisher);
+            let durable = Durable::Kafka { durable: publisher.durable(), publisher: Arc::clone(&publisher) };
             let mut kafka = KafkaDelivery::new(publisher);
             let mut complained: Option<Instant> = None;
             while let Err(error) = kafka.publish(tables).await {

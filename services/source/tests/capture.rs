@@ -1,0 +1,244 @@
+//! The agent against a real Cassandra.
+
+use std::{
+    collections::HashSet,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use cdc_cassandra::CassandraConfig;
+use cdc_commitlog::CaptureMode;
+use cdc_model::ChangeBody;
+use cdc_runtime::{Exit, Lifecycle};
+use cdc_source::{ChannelBatch, ChannelOutlet, Outlet, SourceConfig, SourceMetrics, SourceStatus};
+use cdc_testkit::Cassandra;
+use scylla::client::{session::Session, session_builder::SessionBuilder};
+use tokio::sync::{mpsc, watch};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// 1 MiB segments, so that every test switches them several times.
+async fn cassandra() -> (Cassandra, Session) {
+    let start = || Cassandra::builder().commitlog_segment_size_mib(1).commitlog_sync_period_ms(500).start().unwrap();
+    let cassandra = tokio::task::spawn_blocking(start).await.unwrap();
+    let session = SessionBuilder::new().known_nodes(cassandra.contact_points()).build().await.unwrap();
+    cql(&session, "CREATE KEYSPACE k WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}").await;
+    cql(&session, "CREATE TABLE k.t (id int PRIMARY KEY, v blob) WITH cdc = true").await;
+    cql(&session, "CREATE TABLE k.noise (id int PRIMARY KEY, v blob)").await;
+    (cassandra, session)
+}
+
+async fn cql(session: &Session, statement: &str) {
+    session.query_unpaged(statement, ()).await.unwrap();
+}
+
+/// Inserts `ids` by eight writers; those acknowledged.
+async fn insert(session: &Session, table: &str, ids: std::ops::Range<i32>, bytes: usize) -> Vec<i32> {
+    let statement = session.prepare(format!("INSERT INTO k.{table} (id, v) VALUES (?, ?)")).await.unwrap();
+    let next = Mutex::new(ids);
+    let acknowledged = Mutex::new(Vec::new());
+    let writer = || async {
+        loop {
+            let Some(id) = next.lock().unwrap().next() else { return };
+            if session.execute_unpaged(&statement, (id, vec![7u8; bytes])).await.is_ok() {
+                acknowledged.lock().unwrap().push(id);
+            }
+        }
+    };
+    tokio::join!(writer(), writer(), writer(), writer(), writer(), writer(), writer(), writer());
+    acknowledged.into_inner().unwrap()
+}
+
+/// What was captured and acknowledged by the consumer behind the agent.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<HashSet<(String, i32)>>>);
+
+impl Seen {
+    fn has(&self, table: &str, id: i32) -> bool {
+        self.0.lock().unwrap().contains(&(table.to_owned(), id))
+    }
+
+    fn add(&self, batch: &ChannelBatch) {
+        let mut seen = self.0.lock().unwrap();
+        for change in &batch.changes {
+            assert!(matches!(change.body, ChangeBody::Row { .. }));
+            let id = i32::from_be_bytes(change.partition_key[..].try_into().unwrap());
+            seen.insert((change.table.name.clone(), id));
+        }
+    }
+}
+
+struct Agent {
+    lifecycle: Lifecycle,
+    metrics: Arc<SourceMetrics>,
+    /// Batches with changes that are not acknowledged.
+    withheld: Arc<Mutex<usize>>,
+}
+
+impl Agent {
+    /// `acknowledge`: batches with changes that the consumer takes; it holds back the rest.
+    fn start(cassandra: &Cassandra, state: &Path, mode: CaptureMode, seen: &Seen, acknowledge: usize) -> Self {
+        let config = SourceConfig {
+            mode,
+            ..SourceConfig::new(cassandra.node(0).cdc_raw_dir(), state.to_owned(), vec!["k.*".to_owned()])
+        };
+        let lifecycle = Lifecycle::new();
+        let metrics = Arc::new(SourceMetrics::default());
+        let (batches, mut received) = mpsc::channel::<ChannelBatch>(4);
+        let (acknowledged, durable) = watch::channel(0);
+        let withheld = Arc::new(Mutex::new(0));
+        let (seen, held) = (seen.clone(), Arc::clone(&withheld));
+        lifecycle.spawn_finite("consumer", async move {
+            let mut left = acknowledge;
+            while let Some(batch) = received.recv().await {
+                if left == 0 {
+                    *held.lock().unwrap() += usize::from(!batch.changes.is_empty());
+                    continue;
+                }
+                left -= usize::from(!batch.changes.is_empty());
+                seen.add(&batch);
+                acknowledged.send_replace(batch.sequence);
+            }
+            drop(acknowledged);
+            Ok::<(), std::convert::Infallible>(())
+        });
+        let outlet = Outlet::Channel(ChannelOutlet { batches, durable });
+        let cassandra = CassandraConfig::new(cassandra.node(0).address());
+        let agent = cdc_source::run(config, cassandra, outlet, Arc::clone(&metrics), lifecycle.clone());
+        lifecycle.spawn("source", agent);
+        Self { lifecycle, metrics, withheld }
+    }
+
+    fn status(&self) -> SourceStatus {
+        self.metrics.status()
+    }
+
+    async fn stop(self) {
+        self.lifecycle.stop();
+        assert_eq!(self.lifecycle.finish(Duration::from_secs(10)).await, Exit::Success);
+    }
+
+    async fn kill(self) {
+        self.lifecycle.stop_now();
+        self.lifecycle.finish(Duration::ZERO).await;
+    }
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < PATIENCE, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn until_seen(seen: &Seen, table: &str, ids: &[i32]) {
+    let missing = || ids.iter().filter(|id| !seen.has(table, **id)).count();
+    let began = Instant::now();
+    while missing() > 0 {
+        assert!(began.elapsed() < PATIENCE, "{} of {} writes to {table} not captured", missing(), ids.len());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_write_is_captured_in_every_mode_and_segments_are_deleted() {
+    let (cassandra, session) = cassandra().await;
+    let state = tempfile::tempdir().unwrap();
+    let seen = Seen::default();
+    let mut next = 0;
+    // The same state throughout: each agent goes on where the one before stopped.
+    for mode in [CaptureMode::Live, CaptureMode::Marker, CaptureMode::Durable] {
+        let agent = Agent::start(&cassandra, state.path(), mode, &seen, usize::MAX);
+        let (captured, noise) = tokio::join!(
+            insert(&session, "t", next..next + 2000, 2000),
+            insert(&session, "noise", next..next + 500, 2000),
+        );
+        assert_eq!((captured.len(), noise.len()), (2000, 500));
+        until_seen(&seen, "t", &captured).await;
+        until("segments are deleted", || agent.status().deleted_segments >= 2).await;
+        until("everything is durable", || agent.status().idle).await;
+        let status = agent.status();
+        assert_eq!((status.quarantined_entries, status.damaged_segments, status.lost_segments), (0, 0, 0));
+        println!("{mode:?}: {status:?}");
+        // Written while no agent runs, for the next one to find.
+        agent.stop().await;
+        let unattended = insert(&session, "t", next + 2000..next + 2500, 2000).await;
+        next += 2500;
+        let agent = Agent::start(&cassandra, state.path(), mode, &seen, usize::MAX);
+        until_seen(&seen, "t", &unattended).await;
+        agent.stop().await;
+    }
+    let bytes: u64 = std::fs::read_dir(cassandra.node(0).cdc_raw_dir())
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().map_or(0, |metadata| metadata.len()))
+        .sum();
+    println!("cdc_raw: {bytes} bytes left of 15 MiB written");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_acknowledged_is_captured_again_after_a_kill() {
+    let (cassandra, session) = cassandra().await;
+    let state = tempfile::tempdir().unwrap();
+    let seen = Seen::default();
+    let mut written = Vec::new();
+    for round in 0..5 {
+        let agent = Agent::start(&cassandra, state.path(), CaptureMode::Live, &seen, 20);
+        written.extend(insert(&session, "t", round * 1000..round * 1000 + 1000, 2000).await);
+        until("something is withheld", || *agent.withheld.lock().unwrap() > 0).await;
+        assert!(!agent.status().idle);
+        agent.kill().await;
+    }
+    let agent = Agent::start(&cassandra, state.path(), CaptureMode::Live, &seen, usize::MAX);
+    until_seen(&seen, "t", &written).await;
+    until("everything is durable", || agent.status().idle).await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_of_cassandra_loses_nothing_it_kept() {
+    let (cassandra, session) = cassandra().await;
+    let state = tempfile::tempdir().unwrap();
+    let seen = Seen::default();
+    let agent = Agent::start(&cassandra, state.path(), CaptureMode::Live, &seen, usize::MAX);
+    let before = insert(&session, "t", 0..3000, 1000).await;
+    let cassandra = tokio::task::spawn_blocking(move || {
+        cassandra.node(0).kill().unwrap();
+        cassandra.node(0).start().unwrap();
+        cassandra
+    })
+    .await
+    .unwrap();
+    let session = SessionBuilder::new().known_nodes(cassandra.contact_points()).build().await.unwrap();
+    let after = insert(&session, "t", 3000..6000, 1000).await;
+    let rows = session.query_unpaged("SELECT id FROM k.t", ()).await.unwrap().into_rows_result().unwrap();
+    let kept: Vec<i32> = rows.rows::<(i32,)>().unwrap().map(|row| row.unwrap().0).collect();
+    assert!(kept.len() >= after.len() && before.len() == 3000, "{} kept", kept.len());
+    until_seen(&seen, "t", &kept).await;
+    until("everything is durable", || agent.status().idle).await;
+    let status = agent.status();
+    assert_eq!((status.quarantined_entries, status.damaged_segments, status.lost_segments), (0, 0, 0));
+    println!("{status:?}");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_and_columns_that_are_new_are_captured_from_their_first_write() {
+    let (cassandra, session) = cassandra().await;
+    let state = tempfile::tempdir().unwrap();
+    let seen = Seen::default();
+    let agent = Agent::start(&cassandra, state.path(), CaptureMode::Live, &seen, usize::MAX);
+    until("capture runs", || agent.status().mode.is_some()).await;
+    cql(&session, "CREATE TABLE k.fresh (id int PRIMARY KEY, v blob) WITH cdc = true").await;
+    cql(&session, "INSERT INTO k.fresh (id, v) VALUES (1, 0x01)").await;
+    cql(&session, "ALTER TABLE k.fresh ADD w text").await;
+    cql(&session, "INSERT INTO k.fresh (id, w) VALUES (2, 'new')").await;
+    cql(&session, "CREATE TABLE k.gone (id int PRIMARY KEY, v blob) WITH cdc = true").await;
+    cql(&session, "INSERT INTO k.gone (id, v) VALUES (1, 0x01)").await;
+    cql(&session, "DROP TABLE k.gone").await;
+    cql(&session, "INSERT INTO k.fresh (id, w) VALUES (3, 'after')").await;
+    until_seen(&seen, "fresh", &[1, 2, 3]).await;
+    assert_eq!(agent.status().quarantined_entries, 0);
+    agent.stop().await;
+}
