@@ -75,7 +75,7 @@ impl Decoder {
         next: i64,
         room: OwnedSemaphorePermit,
     ) -> Result<(), Ended> {
-        let chunk = Chunk { claim: Arc::clone(claim), changes, bytes, upto: next.to_string(), room };
+        let chunk = Chunk { claim: Arc::clone(claim), changes, bytes, upto: next.to_string(), _room: room };
         self.chunks.send(chunk).await.map_err(|_| Ended)
     }
 

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::{SinkConfig, SinkError, SinkMetrics, retry::Patience};
 
-/// Chunks that may wait for a writer; their bytes are bounded by [`Chunk::room`].
+/// Chunks that may wait for a writer; their bytes are bounded by their permits.
 pub(crate) const CHUNKS: usize = 256;
 
 /// Changes of one stream, in order, and the position they reach.
@@ -18,8 +18,8 @@ pub(crate) struct Chunk {
     pub(crate) changes: Vec<Change>,
     pub(crate) bytes: usize,
     pub(crate) upto: String,
-    /// Given back once the chunk is written or dropped.
-    pub(crate) room: OwnedSemaphorePermit,
+    /// Room in memory, given back once the chunk is written or dropped.
+    pub(crate) _room: OwnedSemaphorePermit,
 }
 
 /// What is told to the owner of the streams.
