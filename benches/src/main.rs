@@ -1,0 +1,26 @@
+//! Benchmarks on real servers. Each runs what it is compared with in the same call and reports the ratio, because
+//! absolute figures say more about the machine.
+
+mod capture;
+mod report;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "scripts/bench", about = "Benchmarks on real servers, each beside what it is compared with")]
+struct Arguments {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Drains a backlog of rows from the commit log into Kafka; compared with a bare producer of the same records
+    Capture(capture::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().bench {
+        Bench::Capture(options) => capture::run(&options),
+    }
+}

@@ -1,0 +1,274 @@
+//! Servers, processes of the binary under test, and the load, as the tests need them.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use cdc_testkit::{Cassandra, Kafka, Postgres};
+use cdc_workload::{Load, LoadOptions, oracle, shop};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{runtime::Runtime, sync::oneshot, task::JoinHandle};
+
+/// Long enough for a slow machine, short enough that a stuck pipeline fails the test.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// Short TTLs of the shop's load end within this.
+const SHORT_TTLS: Duration = Duration::from_secs(8);
+
+/// Polls until `check` holds; its last complaint is the error.
+#[track_caller]
+pub(crate) fn eventually<T>(what: &str, deadline: Duration, mut check: impl FnMut() -> anyhow::Result<T>) -> T {
+    let end = Instant::now() + deadline;
+    loop {
+        match check() {
+            Ok(value) => return value,
+            Err(error) if Instant::now() > end => panic!("{what}: not within {deadline:?}: {error:#}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+pub(crate) struct Servers {
+    pub(crate) cassandra: Cassandra,
+    pub(crate) kafka: Option<Kafka>,
+    pub(crate) postgres: Postgres,
+    pub(crate) runtime: Runtime,
+    folder: tempfile::TempDir,
+}
+
+impl Servers {
+    /// Small segments, so that a test sees many of them begin and end.
+    pub(crate) fn start(kafka: bool) -> Self {
+        let cassandra = Cassandra::builder().commitlog_segment_size_mib(2).start().unwrap();
+        let servers = Self {
+            cassandra,
+            kafka: kafka.then(|| Kafka::start().unwrap()),
+            postgres: Postgres::start().unwrap(),
+            runtime: Runtime::new().unwrap(),
+            folder: tempfile::tempdir().unwrap(),
+        };
+        servers.runtime.block_on(async {
+            let session = cdc_workload::connect(&servers.cassandra.contact_points()).await.unwrap();
+            shop::create_schema(&session, 1).await.unwrap();
+        });
+        servers
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// One file for every role; `source` holds further lines of that section.
+    pub(crate) fn config(&self, name: &str, source: &str) -> PathBuf {
+        let node = self.cassandra.node(0);
+        let postgres: tokio_postgres::Config = self.postgres.url().parse().unwrap();
+        let password = self.folder().join("postgres-password");
+        fs::write(&password, postgres.get_password().unwrap()).unwrap();
+        let kafka = self.kafka.as_ref().map_or(String::new(), |kafka| {
+            format!("kafka:\n  bootstrap_servers: [\"{}\"]\n  replication_factor: 1\n", kafka.bootstrap())
+        });
+        let text = format!(
+            "cassandra:\n  contact_points: [\"{contact}\"]\n\
+             source:\n  cdc_raw_directory: {raw}\n  state_directory: {state}\n  tables: [\"shop.*\"]\n{source}\
+             {kafka}\
+             postgres:\n  host: 127.0.0.1\n  port: {port}\n  database: {database}\n  username: postgres\n  password_file: {password}\n\
+             admin:\n  listen: 127.0.0.1:0\n  port_file: {port_file}\n",
+            contact = node.address(),
+            raw = node.cdc_raw_dir().display(),
+            state = self.folder().join("state").display(),
+            port = self.postgres.address().port(),
+            database = postgres.get_dbname().unwrap(),
+            password = password.display(),
+            port_file = self.folder().join(format!("{name}.port")).display(),
+        );
+        let path = self.folder().join(format!("{name}.yaml"));
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    pub(crate) fn spawn(&self, role: &'static str, source: &str) -> Process {
+        self.spawn_as(role, role, source)
+    }
+
+    /// Under a name of its own, so that two of one role can run side by side.
+    pub(crate) fn spawn_as(&self, name: &str, role: &'static str, source: &str) -> Process {
+        Process::spawn(role, self.config(name, source))
+    }
+
+    /// After this nothing expires any more, and what Cassandra acknowledged is readable in every capture mode.
+    pub(crate) fn let_short_ttls_pass(&self) {
+        self.runtime.block_on(tokio::time::sleep(SHORT_TTLS));
+    }
+
+    /// Load on the shop that goes on until stopped, failed writes included: servers are restarted under it.
+    pub(crate) fn load(&self, seed: u64, rate: u32) -> RunningLoad {
+        let contact_points = self.cassandra.contact_points();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = self.runtime.spawn(async move {
+            let session = Arc::new(cdc_workload::connect(&contact_points).await.unwrap());
+            let options = LoadOptions { seed, rate: Some(rate), ..LoadOptions::default() };
+            let mut load = Load::new(session, options, None);
+            load.run(async { drop(stopped.await) }).await;
+            load.counters().acknowledged()
+        });
+        RunningLoad { stop, task }
+    }
+
+    /// Compares every row and cell of both stores.
+    pub(crate) fn assert_equal(&self) {
+        self.runtime.block_on(async {
+            let session = cdc_workload::connect(&self.cassandra.contact_points()).await.unwrap();
+            let postgres = connect_postgres(&self.postgres).await.unwrap();
+            let report = oracle::compare(&session, &postgres, "shop", &shop::TABLES).await.unwrap();
+            assert_eq!(report.differences(), 0, "{report}");
+            assert!(report.rows() > 100, "the load left next to nothing to compare: {report}");
+            let quarantined: i64 =
+                postgres.query_one("select count(*) from _cdc.quarantine", &[]).await.unwrap().get(0);
+            assert_eq!(quarantined, 0);
+        });
+    }
+}
+
+pub(crate) async fn connect_postgres(postgres: &Postgres) -> anyhow::Result<tokio_postgres::Client> {
+    let (client, connection) = tokio_postgres::connect(&postgres.url(), tokio_postgres::NoTls).await?;
+    #[expect(clippy::disallowed_methods, reason = "a test's connection; it ends with the client")]
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+pub(crate) struct RunningLoad {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<u64>,
+}
+
+impl RunningLoad {
+    /// Ends the load and says how many writes Cassandra acknowledged.
+    pub(crate) fn stop(self, servers: &Servers) -> u64 {
+        self.stop.send(()).expect("the load runs until stopped");
+        servers.runtime.block_on(self.task).expect("the load does not panic")
+    }
+}
+
+/// A running `cdc ROLE FILE`; killed when dropped.
+pub(crate) struct Process {
+    role: &'static str,
+    config: PathBuf,
+    child: Child,
+}
+
+pub(crate) fn cdc() -> Command {
+    // target/<profile>/deps/e2e-… lies one folder below the binary.
+    let tests = std::env::current_exe().expect("a test has a path");
+    let binary = tests.ancestors().nth(2).expect("deps lies in the profile's folder").join("cdc");
+    assert!(binary.exists(), "{} is not there: cargo build --release --bin cdc", binary.display());
+    Command::new(binary)
+}
+
+impl Process {
+    fn spawn(role: &'static str, config: PathBuf) -> Self {
+        let log = fs::OpenOptions::new().create(true).append(true).open(config.with_extension("log")).unwrap();
+        let child = cdc()
+            .arg(role)
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self { role, config, child }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.config.with_extension("log")).unwrap_or_default()
+    }
+
+    /// As `kill -9`, and the same again from its files.
+    pub(crate) fn kill_and_start(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        *self = Self::spawn(self.role, self.config.clone());
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    #[track_caller]
+    pub(crate) fn exits_within(&mut self, deadline: Duration) -> ExitStatus {
+        let log = self.log();
+        eventually(&format!("{} ends\n{log}", self.role), deadline, || {
+            self.child.try_wait()?.context("it still runs")
+        })
+    }
+
+    /// What the admin port answers.
+    pub(crate) fn status(&self) -> anyhow::Result<serde_json::Value> {
+        let port = fs::read_to_string(self.config.with_extension("port")).context("no port file yet")?;
+        let mut stream = TcpStream::connect(("127.0.0.1", port.trim().parse()?))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"GET /status HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("half an answer")?;
+        ensure!(head.contains(" 200 "), "{head}");
+        Ok(serde_json::from_str(body)?)
+    }
+
+    /// Waits until the agent has read and made durable all there is.
+    #[track_caller]
+    pub(crate) fn wait_until_idle(&mut self) {
+        self.wait_until(|status| status["source"]["idle"] == true);
+    }
+
+    /// Waits until the sink has applied all there is; it must hold partitions.
+    #[track_caller]
+    pub(crate) fn wait_until_applied(&mut self) {
+        self.wait_until(|status| {
+            let partitions = status["sink"]["partitions"].as_array();
+            status["sink"]["lag"] == 0
+                && partitions.is_some_and(|all| !all.is_empty() && all.iter().all(|one| one["lag"] == 0))
+        });
+    }
+
+    #[track_caller]
+    fn wait_until(&mut self, done: impl Fn(&serde_json::Value) -> bool) {
+        let role = self.role;
+        eventually(&format!("{role} is done; its log: {}", self.config.with_extension("log").display()), DEADLINE, || {
+            if let Some(status) = self.child.try_wait()? {
+                panic!("{role} ended with {status}:\n{}", self.log());
+            }
+            let status = self.status()?;
+            if !done(&status) {
+                bail!("{status}");
+            }
+            Ok(())
+        });
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(40).collect();
+            println!("--- end of the log of cdc {}", self.role);
+            for line in tail.iter().rev() {
+                println!("{line}");
+            }
+        }
+        if self.is_running() {
+            self.child.kill().ok();
+            self.child.wait().ok();
+        }
+    }
+}
