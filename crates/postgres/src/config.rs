@@ -1,31 +1,11 @@
 //! Where the target database is and how tables are named in it.
 
+use cdc_runtime::Secret;
 use serde::{Deserialize, Serialize};
 
 /// Connections per process, unless configured: enough to keep two PostgreSQL cores busy, few enough that a dozen
 /// processes fit the default `max_connections` of 100.
 const POOL_SIZE: usize = 8;
-
-/// A password that `Debug` does not show.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Password(String);
-
-impl Password {
-    pub fn new(password: impl Into<String>) -> Self {
-        Self(password.into())
-    }
-
-    pub(crate) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Password {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("[redacted]")
-    }
-}
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,7 +17,7 @@ pub struct PostgresConfig {
     pub database: String,
     pub username: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub password: Option<Password>,
+    pub password: Option<Secret>,
     /// Connections of this process.
     #[serde(default = "default_pool_size")]
     pub pool_size: usize,

@@ -95,7 +95,8 @@ async fn migrate_on(connection: &mut PgConnection, config: &PostgresConfig) -> R
     }
     let mut migrator = sqlx::migrate!("../../migrations");
     migrator.dangerous_set_table_name("_cdc.migrations");
-    migrator.run(&mut *connection).await.map_err(|error| migration_error(config, error))
+    // Not `run`, whose generic bounds make every future around it not `Send`.
+    migrator.run_direct(None, connection, false).await.map_err(|error| migration_error(config, error))
 }
 
 fn unreachable(config: &PostgresConfig, error: &sqlx::Error) -> TargetError {

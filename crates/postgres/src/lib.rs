@@ -14,7 +14,7 @@ mod target;
 mod transact;
 mod value;
 
-pub use config::{Password, PostgresConfig};
+pub use config::PostgresConfig;
 pub use error::{ApplyError, Disposition, Fault, TargetError};
 pub use stream::{Advance, Claim, StreamName};
 pub use target::{Applied, Target};

@@ -1,0 +1,72 @@
+//! Claims, fencing and positions.
+
+use anyhow::Result;
+use cdc_postgres::{Advance, ApplyError, Disposition, StreamName};
+
+use crate::support::{Database, insert, orders};
+
+#[tokio::test]
+async fn positions_move_with_the_rows_and_only_for_the_latest_claim() -> Result<()> {
+    let database = Database::create().await?;
+    let target = database.target().await?;
+    let table = orders();
+    let stream = StreamName("node:1".to_owned());
+    let claim = target.claim(&stream).await?;
+    assert_eq!((claim.epoch, claim.position.as_deref()), (1, None));
+    let advance = |claim, position: &str| Advance { claim, position: position.to_owned() };
+    target.apply(vec![insert(&table, "a", 1, 1, "t", 5)], &[advance(claim.clone(), "1:10")]).await?;
+    target.apply(Vec::new(), &[advance(claim.clone(), "1:20")]).await?;
+
+    let newer = target.claim(&stream).await?;
+    assert_eq!((newer.epoch, newer.position.as_deref()), (2, Some("1:20")));
+    let refused = target.apply(vec![insert(&table, "a", 2, 1, "t", 5)], &[advance(claim.clone(), "1:30")]).await;
+    assert!(matches!(refused, Err(ApplyError::Fenced { .. })), "{refused:?}");
+    let many = (0..3000).map(|c| insert(&table, &format!("p{c}"), 1, 1, "t", 5)).collect();
+    let refused = target.apply(many, &[advance(claim, "1:30")]).await;
+    assert!(matches!(refused, Err(ApplyError::Fenced { .. })), "{refused:?}");
+    assert_eq!(database.number("select count(*) from \"cdc_Orders\"").await?, 1);
+
+    let many = (0..3000).map(|c| insert(&table, &format!("p{c}"), 1, 1, "t", 5)).collect();
+    target.apply(many, &[advance(newer, "1:40")]).await?;
+    assert_eq!(target.claim(&stream).await?.position.as_deref(), Some("1:40"));
+    assert_eq!(database.number("select count(*) from \"cdc_Orders\"").await?, 3001);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_lost_table_halts_and_leaves_the_position() -> Result<()> {
+    let database = Database::create().await?;
+    let target = database.target().await?;
+    let table = orders();
+    let stream = StreamName("node:1".to_owned());
+    let claim = target.claim(&stream).await?;
+    target.prepare_table(table.clone()).await?;
+    database.client().await?.batch_execute("drop table \"cdc_Orders\" cascade").await?;
+    let advance = Advance { claim, position: "1:10".to_owned() };
+    let error = target.apply(vec![insert(&table, "a", 1, 1, "t", 5)], &[advance]).await.expect_err("no table");
+    assert_eq!(error.disposition(), Disposition::Halt, "{error}");
+    assert!(error.to_string().contains("cdc_Orders"), "{error}");
+    assert_eq!(target.claim(&stream).await?.position, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unreachable_server_is_named_with_the_fix_and_without_the_password() -> Result<()> {
+    let database = Database::create().await?;
+    let mut config = database.config.clone();
+    config.password = Some(cdc_runtime::Secret::new("wrong-hunter2"));
+    let error = database_error(&config).await;
+    assert!(error.contains("as user postgres") && error.contains("check postgres.username"), "{error}");
+    assert!(!error.contains("hunter2"), "{error}");
+    config.port = 1;
+    let error = database_error(&config).await;
+    assert!(error.contains("127.0.0.1:1/") && error.contains("check postgres.host"), "{error}");
+    Ok(())
+}
+
+async fn database_error(config: &cdc_postgres::PostgresConfig) -> String {
+    match cdc_postgres::Target::connect(config).await {
+        Ok(_) => "connected".to_owned(),
+        Err(error) => error.to_string(),
+    }
+}
