@@ -363,14 +363,13 @@ impl SegmentReader {
     /// Judges the bytes at `at`, of a section that ends at `end`. Bytes that fail were read after this call began, or
     /// since [`Input::forget`].
     fn entry_at(&mut self, at: u64, end: u64) -> Result<Entry, ReadError> {
-        loop {
-            let entry = self.check_entry(at, end)?;
-            let believed = matches!(entry, Entry::Whole { .. } | Entry::TooLarge { .. });
-            if believed || self.input.chunk_at == at {
-                return Ok(entry);
-            }
-            self.input.forget();
+        let entry = self.check_entry(at, end)?;
+        let believed = matches!(entry, Entry::Whole { .. } | Entry::TooLarge { .. });
+        if believed || self.input.chunk_at == at {
+            return Ok(entry);
         }
+        self.input.forget();
+        self.check_entry(at, end)
     }
 
     fn check_entry(&mut self, at: u64, end: u64) -> Result<Entry, ReadError> {
