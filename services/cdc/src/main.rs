@@ -1,2 +1,34 @@
 //! The `cdc` command.
-fn main() {}
+
+mod cli;
+mod config;
+mod demo;
+mod dev;
+mod report;
+mod role;
+mod status;
+mod validate;
+
+use std::process::ExitCode;
+
+use cdc_runtime::Exit;
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Source(args) => role::run(config::Role::Source, &args, cli.log_level.as_deref()),
+        Command::Sink(args) => role::run(config::Role::Sink, &args, cli.log_level.as_deref()),
+        Command::Run(args) => role::run(config::Role::Run, &args, cli.log_level.as_deref()),
+        Command::Validate(args) => validate::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Dev(command) => dev::run(command),
+        Command::Demo(args) => demo::run(args),
+    };
+    done.unwrap_or_else(|error| {
+        cli::complain(&format!("{error:#}"));
+        Exit::of(&error).into()
+    })
+}

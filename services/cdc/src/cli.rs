@@ -1,0 +1,211 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::Role;
+use crate::demo::DemoArgs;
+
+/// Change data capture from Apache Cassandra into PostgreSQL.
+#[derive(Parser, Debug)]
+#[command(name = "cdc", version, arg_required_else_help = true, after_help = AFTER_HELP)]
+pub(crate) struct Cli {
+    /// error, warn, info, debug, trace, or directives as in `info,cdc_source=debug` [environment: CDC_LOG]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub(crate) log_level: Option<String>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  cdc demo                      see it work: starts real servers, writes, replicates, compares
+  cdc validate cdc.yaml         check the file, the servers and the tables
+  cdc run cdc.yaml              replicate, in one process beside the Cassandra node
+  cdc status                    what that process is doing
+
+Exit codes:
+  0   done, or stopped as asked
+  1   failed while running
+  2   wrong command line
+  69  a server cannot be reached, or cannot be used as it is set up
+  78  wrong configuration";
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Capture a Cassandra node's changes and hand them to Kafka, or straight to PostgreSQL
+    #[command(after_help = SOURCE_HELP)]
+    Source(ConfigArgs),
+    /// Apply changes from Kafka to PostgreSQL
+    #[command(after_help = SINK_HELP)]
+    Sink(ConfigArgs),
+    /// Capture and apply in one process
+    #[command(after_help = RUN_HELP)]
+    Run(ConfigArgs),
+    /// Check a configuration, and the servers and tables it names
+    #[command(after_help = VALIDATE_HELP)]
+    Validate(ValidateArgs),
+    /// Show what a running process is doing
+    #[command(after_help = STATUS_HELP)]
+    Status(StatusArgs),
+    /// Servers to develop against: Cassandra, PostgreSQL, Kafka
+    #[command(subcommand, after_help = DEV_HELP)]
+    Dev(DevCommand),
+    /// Start real servers, replicate a mixed load, and compare both stores
+    Demo(DemoArgs),
+}
+
+const SOURCE_HELP: &str = "\
+Runs on each Cassandra node, as a user who may read and delete in its cdc_raw directory. Needs the sections cassandra
+and source, and kafka; without kafka it needs postgres and does the same as `cdc run`.
+Waits for servers that are not there yet, in whatever order they start.
+
+Stopping: the first SIGINT or SIGTERM hands on what was read and records the position; a second one, or
+stop_timeout_ms, ends at once. Either way nothing is lost: the rest is read again after the next start.
+
+Examples:
+  cdc source /etc/cdc/cdc.yaml
+  CDC__SOURCE__MODE=durable cdc source cdc.yaml       any key can be set by the environment
+  cdc --log-level debug source cdc.yaml";
+
+const SINK_HELP: &str = "\
+Runs anywhere, as many as there is work for: sinks of one consumer group (sink.group) share the partitions.
+Needs the sections kafka and postgres.
+
+Examples:
+  cdc sink cdc.yaml
+  CDC__POSTGRES__PASSWORD=... cdc sink cdc.yaml
+  CDC__ADMIN__LISTEN=127.0.0.1:0 cdc sink cdc.yaml    a second sink on the same machine";
+
+const RUN_HELP: &str = "\
+Without a kafka section: direct mode, from the commit log straight into PostgreSQL, positions committed with the rows.
+With one: source and sink in one process, with Kafka between them.
+Needs the sections cassandra, source and postgres.
+
+Examples:
+  cdc run cdc.yaml
+  cdc run docs/config/direct.yaml";
+
+const VALIDATE_HELP: &str = "\
+Checks, all findings at once, nothing is changed anywhere:
+  the file      unknown keys, types, ranges, sections that the role needs
+  this machine  source.cdc_raw_directory is there, readable and writable, and the node's own;
+                source.state_directory can be written
+  Cassandra     answers, cdc_enabled, commit log readable, tables exist and have cdc = true
+  PostgreSQL    answers, is writable, the user may create what is missing
+  Kafka         a broker of bootstrap_servers answers
+--offline stops after the file. Each finding names the field, the value and what to do.
+
+Exit codes: 0 all well, 78 the file, a table or this machine must be changed, 69 (only) a server is missing or unsuitable.
+
+Examples:
+  cdc validate cdc.yaml
+  cdc validate --offline cdc.yaml           in CI, without servers
+  cdc validate --role sink cdc.yaml         what `cdc sink` needs and nothing else";
+
+const STATUS_HELP: &str = "\
+Reads /status of the process's admin server. The address is that of --url, else of the file's admin section, else
+127.0.0.1:8084 (source, run).
+
+Examples:
+  cdc status
+  cdc status cdc.yaml --output json
+  cdc status --url http://127.0.0.1:8085    a sink";
+
+const DEV_HELP: &str = "\
+The servers run as ordinary processes of this user, on loopback addresses, until `cdc dev down`, which removes their
+data. The first start downloads pinned releases.
+
+Examples:
+  cdc dev up                    Cassandra and PostgreSQL
+  cdc dev up --kafka --nodes 3
+  cdc dev status
+  cdc dev down";
+
+#[derive(Args, Debug)]
+pub(crate) struct ConfigArgs {
+    /// Configuration, YAML; every key is described in docs/config/README.md
+    #[arg(value_name = "FILE")]
+    pub(crate) config: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ValidateArgs {
+    /// Configuration, YAML
+    #[arg(value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Look at the file only
+    #[arg(long)]
+    pub(crate) offline: bool,
+    /// Check what this role needs; by default what the file has sections for
+    #[arg(long, value_enum)]
+    pub(crate) role: Option<Role>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StatusArgs {
+    /// Configuration of the process, for its admin address
+    #[arg(value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Admin address of the process, as in http://127.0.0.1:8084
+    #[arg(long, conflicts_with = "config")]
+    pub(crate) url: Option<String>,
+    #[arg(long, short, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum DevCommand {
+    /// Start the servers and say how to reach them
+    Up(UpArgs),
+    /// Show what runs
+    Status(NameArgs),
+    /// Stop the servers and remove their data
+    Down(NameArgs),
+    /// Own the servers of a folder (what `up` starts)
+    #[command(hide = true)]
+    Supervise { folder: PathBuf },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArgs,
+    /// Version of Cassandra
+    #[arg(long, value_name = "VERSION", default_value = cdc_testkit::default_version::CASSANDRA)]
+    pub(crate) cassandra: String,
+    /// Cassandra nodes: 1 or 3
+    #[arg(long, default_value_t = 1)]
+    pub(crate) nodes: usize,
+    /// Kafka, too
+    #[arg(long)]
+    pub(crate) kafka: bool,
+    /// Version of PostgreSQL, or `system` for an installed one
+    #[arg(long, value_name = "VERSION", default_value = cdc_testkit::default_version::POSTGRES)]
+    pub(crate) postgres: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct NameArgs {
+    /// Stacks of different names run side by side
+    #[arg(long, default_value = "dev")]
+    pub(crate) name: String,
+}
+
+/// What a command came for.
+#[expect(clippy::print_stdout, reason = "results go to standard output")]
+pub(crate) fn say(text: &str) {
+    println!("{}", text.trim_end());
+}
+
+#[expect(clippy::print_stderr, reason = "errors of a command go to standard error, before or without a log")]
+pub(crate) fn complain(text: &str) {
+    eprintln!("cdc: {text}");
+}

@@ -1,0 +1,169 @@
+//! The file as a whole, and which sections which role needs.
+
+use std::path::Path;
+use std::time::Duration;
+
+use cdc_cassandra::CassandraConfig;
+use cdc_kafka::KafkaConfig;
+use cdc_postgres::PostgresConfig;
+use cdc_runtime::STOP_DEADLINE;
+use cdc_runtime::admin::AdminConfig;
+use cdc_runtime::config::{ConfigErrors, Fault, load_checked};
+use cdc_sink::SinkConfig;
+use cdc_source::SourceConfig;
+use serde::Deserialize;
+
+/// One file serves all roles; a role ignores the sections it has no use for, but faults in them are told.
+#[derive(Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    pub(crate) cassandra: Option<CassandraConfig>,
+    pub(crate) source: Option<SourceConfig>,
+    pub(crate) kafka: Option<KafkaConfig>,
+    pub(crate) postgres: Option<PostgresConfig>,
+    #[serde(default)]
+    pub(crate) sink: SinkConfig,
+    #[serde(default)]
+    pub(crate) admin: AdminConfig,
+    #[serde(default)]
+    pub(crate) log: LogConfig,
+    /// Milliseconds a stop may take to drain before it becomes a hard one.
+    pub(crate) stop_timeout_ms: Option<u64>,
+}
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LogConfig {
+    /// A level, or directives as in `info,cdc_source=debug`.
+    pub(crate) level: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum Role {
+    Source,
+    Sink,
+    Run,
+}
+
+impl Role {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Sink => "sink",
+            Self::Run => "run",
+        }
+    }
+
+    /// Where its admin server listens unless configured; agent and sink may share a machine and a file.
+    pub(crate) fn admin_port(self) -> u16 {
+        match self {
+            Self::Source | Self::Run => 8084,
+            Self::Sink => 8085,
+        }
+    }
+}
+
+/// Section, what it is needed for, what to write.
+const CASSANDRA: (&str, &str, &str) =
+    ("cassandra", "is how the agent asks its node for the schema", "  contact_points: [127.0.0.1]");
+const SOURCE: (&str, &str, &str) = (
+    "source",
+    "says what is captured",
+    "  cdc_raw_directory: /var/lib/cassandra/cdc_raw\n  state_directory: /var/lib/cdc\n  tables: [keyspace.table]",
+);
+const KAFKA: (&str, &str, &str) = ("kafka", "is where the changes come from", "  bootstrap_servers: [127.0.0.1:9092]");
+const POSTGRES: (&str, &str, &str) = (
+    "postgres",
+    "is where the rows go",
+    "  host: 127.0.0.1\n  database: warehouse\n  username: cdc\n  password_file: /etc/cdc/postgres-password",
+);
+
+impl Config {
+    /// Reads the file; the sections that `role` needs must be there (`None`: those that belong together).
+    pub(crate) fn load(file: &Path, role: Option<Role>) -> Result<Self, ConfigErrors> {
+        load_checked(file, |config: &Self| config.faults(role))
+    }
+
+    pub(crate) fn stop_deadline(&self) -> Duration {
+        self.stop_timeout_ms.map_or(STOP_DEADLINE, Duration::from_millis)
+    }
+
+    /// The roles that the sections are enough for, or nearly.
+    pub(crate) fn role(&self) -> Role {
+        let captures = self.source.is_some() || self.cassandra.is_some();
+        match (captures, self.postgres.is_some()) {
+            (true, true) => Role::Run,
+            (true, false) => Role::Source,
+            (false, _) => Role::Sink,
+        }
+    }
+
+    fn faults(&self, role: Option<Role>) -> Vec<Fault> {
+        let mut faults = self.missing_sections(role);
+        let sentences = [
+            self.cassandra.as_ref().map(CassandraConfig::validate),
+            self.source.as_ref().map(SourceConfig::validate),
+            self.kafka.as_ref().map(KafkaConfig::validate),
+            self.postgres.as_ref().map(postgres_faults),
+            Some(self.sink.validate()),
+        ];
+        faults.extend(sentences.iter().flatten().flatten().map(|sentence| Fault::of_sentence(sentence)));
+        faults.extend(self.admin.validate());
+        faults
+    }
+
+    fn missing_sections(&self, role: Option<Role>) -> Vec<Fault> {
+        let command = role.map_or_else(|| "a configuration".to_owned(), |role| format!("`cdc {}`", role.name()));
+        let needs_kafka = self.postgres.is_none() || self.kafka.is_some();
+        let needed: &[_] = match role.unwrap_or_else(|| self.role()) {
+            Role::Source if needs_kafka => &[CASSANDRA, SOURCE, KAFKA],
+            Role::Source | Role::Run => &[CASSANDRA, SOURCE, POSTGRES],
+            Role::Sink => &[KAFKA, POSTGRES],
+        };
+        let present = [
+            ("cassandra", self.cassandra.is_some()),
+            ("source", self.source.is_some()),
+            ("kafka", self.kafka.is_some()),
+            ("postgres", self.postgres.is_some()),
+        ];
+        let is_missing = |name: &str| present.contains(&(name, false));
+        needed
+            .iter()
+            .filter(|(name, ..)| is_missing(name))
+            .map(|(name, what_for, lines)| {
+                let lines = lines.replace('\n', "\n  ");
+                Fault::new(
+                    "",
+                    format!(
+                        "section {name} is missing, which {command} needs: it {what_for}; add:\n  {name}:\n  {lines}"
+                    ),
+                )
+            })
+            .collect()
+    }
+}
+
+/// Ranges of numbers and emptiness are what types do not tell.
+fn postgres_faults(config: &PostgresConfig) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (name, value) in [
+        ("host", &config.host),
+        ("database", &config.database),
+        ("username", &config.username),
+        ("schema", &config.schema),
+    ] {
+        if value.is_empty() {
+            faults.push(format!("postgres.{name} is empty: name one, or leave the key out where it has a default"));
+        }
+    }
+    if !(1..=500).contains(&config.pool_size) {
+        faults.push(format!("postgres.pool_size is {}: use 1 to 500", config.pool_size));
+    }
+    if !config.table_name.contains("{table}") {
+        faults.push(format!(
+            "postgres.table_name is `{}`, which is the same for all tables: use {{table}} in it, as in `cdc_{{table}}`",
+            config.table_name
+        ));
+    }
+    faults
+}

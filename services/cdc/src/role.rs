@@ -1,0 +1,112 @@
+//! The long-running roles.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use cdc_kafka::{KafkaError, Publisher};
+use cdc_postgres::{Disposition, PostgresConfig, TargetError};
+use cdc_runtime::{Lifecycle, Refusal, admin, telemetry};
+use cdc_sink::{SinkError, SinkMetrics};
+use cdc_source::{Outlet, SourceError, SourceMetrics};
+use tracing::info;
+
+use crate::cli::ConfigArgs;
+use crate::config::{Config, Role};
+use crate::report::ProcessReport;
+
+/// Runs a role until it is stopped or fails.
+pub(crate) fn run(role: Role, args: &ConfigArgs, log_level: Option<&str>) -> anyhow::Result<ExitCode> {
+    let config = Config::load(&args.config, Some(role))?;
+    telemetry::init(log_level, config.log.level.as_deref()).map_err(|error| Refusal::config(error.to_string()))?;
+    info!(role = role.name(), version = env!("CARGO_PKG_VERSION"), config = %args.config.display(), "cdc starts");
+    Ok(cdc_runtime::run(config.stop_deadline(), move |lifecycle| start(role, config, lifecycle)))
+}
+
+async fn start(role: Role, config: Config, lifecycle: Lifecycle) -> anyhow::Result<()> {
+    let Config { cassandra, source, kafka, postgres, sink, admin, .. } = config;
+    let report = Arc::new(ProcessReport::new(role, kafka.is_some()));
+    admin::serve(&admin, role.admin_port(), report.clone(), &lifecycle).await?;
+
+    if let Some(((source, cassandra), metrics)) = source.zip(cassandra).zip(report.source.clone()) {
+        let sink_metrics = report.sink.clone().unwrap_or_default();
+        let outlet = match (&kafka, &postgres) {
+            (Some(kafka), _) => Outlet::Kafka(Publisher::connect(kafka).map_err(|error| refuse_kafka(&error))?),
+            (None, Some(postgres)) => {
+                let connecting = connect(postgres);
+                let Some(target) = lifecycle.soft().run_until_cancelled(connecting).await else { return Ok(()) };
+                Outlet::Direct { target: target?, config: sink.clone(), metrics: sink_metrics }
+            }
+            (None, None) => unreachable!("the sections of a role are checked when its configuration is loaded"),
+        };
+        lifecycle.spawn("source", run_source(source, cassandra, outlet, metrics, lifecycle.clone()));
+    }
+    if let Some(((kafka, postgres), metrics)) = kafka.zip(postgres).zip(report.sink.clone()) {
+        lifecycle.spawn("sink", run_sink(sink, kafka, postgres, metrics, lifecycle.clone()));
+    }
+    Ok(())
+}
+
+async fn connect(postgres: &PostgresConfig) -> anyhow::Result<cdc_postgres::Target> {
+    Box::pin(cdc_sink::connect(postgres)).await.map_err(refuse_sink)
+}
+
+async fn run_source(
+    source: cdc_source::SourceConfig,
+    cassandra: cdc_cassandra::CassandraConfig,
+    outlet: Outlet,
+    metrics: Arc<SourceMetrics>,
+    lifecycle: Lifecycle,
+) -> anyhow::Result<()> {
+    Box::pin(cdc_source::run(source, cassandra, outlet, metrics, lifecycle)).await.map_err(|error| match error {
+        SourceError::Config(_) | SourceError::Directory { .. } => Refusal::config(chain(&error)).into(),
+        SourceError::Kafka(error) => refuse_kafka(&error),
+        SourceError::Sink(error) => refuse_sink(error),
+        other => other.into(),
+    })
+}
+
+async fn run_sink(
+    sink: cdc_sink::SinkConfig,
+    kafka: cdc_kafka::KafkaConfig,
+    postgres: PostgresConfig,
+    metrics: Arc<SinkMetrics>,
+    lifecycle: Lifecycle,
+) -> anyhow::Result<()> {
+    Box::pin(cdc_sink::run(sink, kafka, postgres, metrics, lifecycle)).await.map_err(refuse_sink)
+}
+
+fn refuse_sink(error: SinkError) -> anyhow::Error {
+    match error {
+        SinkError::Kafka(error) => refuse_kafka(&error),
+        SinkError::Target(error) if is_refused(&error) => Refusal::unavailable(chain(&error)).into(),
+        other => other.into(),
+    }
+}
+
+/// The server is there and will not have us as it is set up.
+fn is_refused(error: &TargetError) -> bool {
+    match error {
+        TargetError::Connect { .. } | TargetError::Migrate { .. } => error.disposition() == Disposition::Halt,
+        _ => false,
+    }
+}
+
+fn refuse_kafka(error: &KafkaError) -> anyhow::Error {
+    match error {
+        KafkaError::Settings(_) | KafkaError::SharedTopic { .. } => Refusal::config(chain(error)).into(),
+        KafkaError::CreateTopic { .. } => Refusal::unavailable(chain(error)).into(),
+        other => anyhow::Error::new(other.clone()),
+    }
+}
+
+/// An error and its causes in one sentence.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
