@@ -81,10 +81,10 @@ mod tests {
 
     use super::*;
 
-    fn table(keyspace: &str, name: &str) -> Arc<TableSchema> {
+    fn table(id: u128, keyspace: &str, name: &str) -> Arc<TableSchema> {
         let key = KeyColumn { name: "k".to_owned(), ty: CqlType::Int, reversed: false };
         let table = TableSchema {
-            id: TableId(Uuid::new_v4()),
+            id: TableId(Uuid::from_u128(id)),
             keyspace: keyspace.to_owned(),
             name: name.to_owned(),
             partition_key: vec![key],
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn tables_that_would_share_a_topic_are_refused_with_the_placeholder_to_use() {
-        let tables = [table("shop", "orders"), table("crm", "orders")];
+        let tables = [table(1, "shop", "orders"), table(2, "crm", "orders")];
         let error = TopicTemplate::new("cdc-events-{table}").topics(&tables).unwrap_err().to_string();
         assert!(
             error.contains("shop.orders") && error.contains("crm.orders") && error.contains("{keyspace}"),
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_table_created_again_keeps_its_topic() {
-        let tables = [table("shop", "orders"), table("shop", "orders")];
+        let tables = [table(1, "shop", "orders"), table(2, "shop", "orders")];
         assert_eq!(TopicTemplate::new("cdc-events-{table}").topics(&tables).unwrap(), ["cdc-events-orders"]);
     }
 

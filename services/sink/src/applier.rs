@@ -121,7 +121,8 @@ impl BatchSender {
             room = Arc::clone(&self.room).acquire_many_owned(permits) => room.map_err(|_| Closed)?,
             () = self.chunks.closed() => return Err(Closed),
         };
-        let chunk = Chunk { claim: Arc::clone(&self.claim), changes: batch.changes, bytes, upto: batch.upto, _room: room };
+        let chunk =
+            Chunk { claim: Arc::clone(&self.claim), changes: batch.changes, bytes, upto: batch.upto, _room: room };
         self.chunks.send(chunk).await.map_err(|_| Closed)
     }
 }

@@ -29,6 +29,8 @@ pub struct SinkMetrics {
     pub batches: AtomicU64,
     /// Records that could not be decoded.
     pub dead_letters: AtomicU64,
+    /// Times a topic was paused because its writer had no room.
+    pub pauses: AtomicU64,
     /// Milliseconds since 1970; 0 before the first commit.
     pub last_commit_ms: AtomicI64,
     latency: Histogram,
@@ -60,6 +62,7 @@ pub struct SinkStatus {
     pub rows_expired: u64,
     pub batches: u64,
     pub dead_letters: u64,
+    pub pauses: u64,
     pub last_commit_ms: Option<i64>,
     /// Records behind, over all partitions held.
     pub lag: i64,
@@ -103,6 +106,10 @@ impl SinkMetrics {
 
     pub(crate) fn dead_letter(&self) {
         self.dead_letters.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn paused(&self) {
+        self.pauses.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn failing(&self, name: &str, error: &dyn std::error::Error) {
@@ -152,6 +159,7 @@ impl SinkMetrics {
             rows_expired: self.rows_expired.load(Relaxed),
             batches: self.batches.load(Relaxed),
             dead_letters: self.dead_letters.load(Relaxed),
+            pauses: self.pauses.load(Relaxed),
             last_commit_ms: Some(self.last_commit_ms.load(Relaxed)).filter(|time| *time != 0),
             lag: partitions.iter().filter_map(|partition| partition.lag).sum(),
             partitions,
@@ -188,6 +196,9 @@ impl SinkMetrics {
         let milliseconds = status.last_commit_ms.unwrap_or(0);
         let (seconds, rest) = (milliseconds.div_euclid(1000), milliseconds.rem_euclid(1000));
         writeln!(out, "cdc_last_commit_timestamp_seconds{{role=\"sink\"}} {seconds}.{rest:03}")?;
+        writeln!(out, "# HELP cdc_topic_pauses_total Times a topic was paused because its writer had no room.")?;
+        writeln!(out, "# TYPE cdc_topic_pauses_total counter")?;
+        writeln!(out, "cdc_topic_pauses_total{{role=\"sink\"}} {}", status.pauses)?;
         writeln!(out, "# HELP cdc_backlog_depth Records not yet applied.\n# TYPE cdc_backlog_depth gauge")?;
         for PartitionStatus { topic, partition, lag, .. } in &status.partitions {
             let labels = format!("role=\"sink\",topic=\"{topic}\",partition=\"{partition}\"");

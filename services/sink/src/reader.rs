@@ -281,6 +281,7 @@ impl Reader {
                     if !lane.paused || arrived {
                         consumer.pause(&partitions.of_topic(topic))?;
                         lane.paused = true;
+                        self.metrics.paused();
                         tracing::debug!(topic, "paused: its writer has no room");
                     }
                     return Ok(());
