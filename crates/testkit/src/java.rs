@@ -53,13 +53,14 @@ impl ClassArchive {
         Self { shared: place::cache_dir().join(format!("{artifact}.jsa")), recorded: folder.join("classes.jsa") }
     }
 
+    /// Uses the archive, or records it.
     pub(crate) fn flag(&self) -> String {
-        let (flag, path) = if self.shared.exists() {
-            ("-XX:SharedArchiveFile", &self.shared)
-        } else {
-            ("-XX:ArchiveClassesAtExit", &self.recorded)
-        };
-        format!("{flag}={}", path.display())
+        self.use_flag().unwrap_or_else(|| format!("-XX:ArchiveClassesAtExit={}", self.recorded.display()))
+    }
+
+    /// Uses the archive, where there is one.
+    pub(crate) fn use_flag(&self) -> Option<String> {
+        self.shared.exists().then(|| format!("-XX:SharedArchiveFile={}", self.shared.display()))
     }
 
     /// Moves a recording into the cache. Without one the next start is slower and nothing else, hence no error.

@@ -105,7 +105,11 @@ rootLogger.appenderRef.file.ref=file
             "-cp".into(),
             class_path,
         ];
+        let archive = ClassArchive::new(&artifact, &folder);
         let format = Command::new(java)
+            .args(archive.use_flag())
+            // It ends before optimised code pays.
+            .arg("-XX:TieredStopAtLevel=1")
             .args(&jvm)
             .args(["kafka.tools.StorageTool", "format", "--cluster-id", &cluster_id()?, "--config"])
             .arg(&properties)
@@ -118,7 +122,6 @@ rootLogger.appenderRef.file.ref=file
             return Err(Error::Command { command, status, tail: place::tail(&output, 15) });
         }
         fs::create_dir_all(&data).map_err(Error::io("create", &data))?;
-        let archive = ClassArchive::new(&artifact, &folder);
         let mut args: Vec<_> = [archive.flag()].into_iter().chain(jvm).map(Into::into).collect();
         args.extend(["kafka.Kafka".into(), properties.into()]);
         let server = Server::new(Spec {
@@ -162,6 +165,5 @@ pub(crate) fn retry_on_taken_port<T>(mut launch: impl FnMut() -> Result<T, Error
 /// 16 bytes in URL-safe base 64 without padding; every hexadecimal digit is one of its digits, the last must be one
 /// whose lower four bits are zero.
 fn cluster_id() -> Result<String, Error> {
-    let digits = place::random_name()?;
-    Ok(format!("{}A", &digits[..21]))
+    Ok(place::random_name()?.chars().take(21).chain(['A']).collect())
 }

@@ -31,7 +31,7 @@ pub(crate) fn run_dir() -> Result<PathBuf, Error> {
 pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<(), Error> {
     fs::create_dir_all(path).map_err(Error::io("create", path))?;
     // Not ours to change: the caller finds out about the owner.
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).or_else(|_| Ok(()))
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).or(Ok(()))
 }
 
 pub(crate) fn write(path: &Path, text: impl AsRef<[u8]>) -> Result<(), Error> {

@@ -216,10 +216,12 @@ impl Server {
         if ended.is_none() {
             server.end(Signal::KILL).map_err(Error::io("kill", &self.spec.program))?;
         }
-        // PostgreSQL does not start while a backend of its last run lives.
-        for child in &family {
-            kill_process(*child, Signal::KILL).ok();
+        if signal == Signal::KILL || ended.is_none() {
+            for child in &family {
+                kill_process(*child, Signal::KILL).ok();
+            }
         }
+        // PostgreSQL does not start while a backend of its last run lives.
         let deadline = Instant::now() + STOPPED_WITHIN;
         while family.iter().any(|child| is_alive(*child)) && Instant::now() < deadline {
             thread::sleep(POLL);

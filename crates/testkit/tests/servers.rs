@@ -2,6 +2,9 @@
 //!
 //! Tests named `as_…` do nothing by themselves: another test runs this executable again with one of them as its task.
 
+#![expect(clippy::unwrap_used, reason = "helpers fail the test that called them")]
+#![expect(clippy::print_stderr, clippy::print_stdout, reason = "figures of the starts; a task's answer to its test")]
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;

@@ -147,7 +147,9 @@ impl fmt::Display for Status {
             let up = if server.up { "up" } else { "DOWN" };
             writeln!(f, "{up:4}  {}  {}  process {}", server.name, server.address, server.pid)?;
         }
-        if self.supervised {
+        if let Some(error) = &self.state.error {
+            writeln!(f, "the servers did not come up: {error}")
+        } else if self.supervised {
             write!(f, "{}", self.state)
         } else {
             writeln!(f, "the supervisor (process {}) is gone, and the servers with it", self.state.supervisor_pid)

@@ -12,7 +12,7 @@ use super::{UpOptions, lock_path};
 use crate::{Cassandra, Error, Kafka, Postgres, default_version, place};
 
 enum Event {
-    Started(usize, Result<Started, Error>),
+    Started(usize, Box<Result<Started, Error>>),
     Terminate,
 }
 
@@ -51,37 +51,38 @@ pub fn supervise(dir: &Path) -> Result<(), Error> {
         postgres: None,
     };
     let (events, inbox) = sync_channel(8);
+    let next = || inbox.recv().expect("this function holds a sender");
     send_terminate(events.clone())?;
     let begun = Instant::now();
     for (index, (name, launch)) in launches(&options).into_iter().enumerate() {
         state.progress.push((name, None));
         let events = events.clone();
-        thread::spawn(move || events.send(Event::Started(index, launch())));
+        thread::spawn(move || events.send(Event::Started(index, Box::new(launch()))));
     }
     state.write(dir)?;
 
     let mut servers = Vec::new();
     while servers.len() < state.progress.len() {
-        match inbox.recv().expect("this function holds a sender") {
-            // What is still starting is killed by its leash as this process ends.
-            Event::Terminate => return Ok(()),
-            Event::Started(index, Ok(server)) => {
+        // What is still starting at an early end is killed by its leash as this process ends.
+        let Event::Started(index, started) = next() else { return Ok(()) };
+        match *started {
+            Ok(server) => {
                 state.progress[index].1 = Some(begun.elapsed().as_secs_f64());
                 describe(&server, dir, &options, &mut state)?;
                 servers.push(server);
+                state.write(dir)?;
             }
-            Event::Started(_, Err(err)) => {
+            Err(err) => {
                 state.phase = Phase::Failed;
                 state.error = Some(err.chain());
                 state.write(dir)?;
                 return Err(err);
             }
         }
-        state.write(dir)?;
     }
     state.phase = Phase::Ready;
     state.write(dir)?;
-    while !matches!(inbox.recv().expect("this function holds a sender"), Event::Terminate) {}
+    while !matches!(next(), Event::Terminate) {}
     thread::scope(|scope| {
         for server in servers {
             scope.spawn(move || server.stop());
