@@ -162,7 +162,9 @@ fn columns_and_elements_are_sorted_whatever_the_order_in_the_log() {
     let cell = |path: &[u8]| [&[0x04][..], &time(9), &sized(path)].concat();
     let u = [&[0x00][..], &time(2000), &[0xaa; 16]].concat();
     let row = row(Format::V7, &["u", "m"], &[&[0x20], &u, &[3], &cell(b"b"), &cell(b"a"), &cell(b"b")]);
-    let [(first, ColumnState::Complex(m)), (second, ColumnState::Simple(_))] = &row.columns[..] else { panic!("{row:?}") };
+    let [(first, ColumnState::Complex(m)), (second, ColumnState::Simple(_))] = &row.columns[..] else {
+        panic!("{row:?}")
+    };
     assert!(first < second);
     assert_eq!(m.cells.iter().map(|(path, _)| &path[..]).collect::<Vec<_>>(), [b"a", b"b"]);
     assert_eq!(m.cells[0].1.value, CellValue::Live(Bytes::new()), "a live empty value is not a deletion");
@@ -181,9 +183,13 @@ fn format_9_has_an_epoch_in_each_update() {
 fn subsets_of_wide_headers_name_the_present_or_the_missing() {
     let columns: Vec<String> = (0..100).map(|n| format!("w{n:03}")).collect();
     let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
-    for (header, present) in
-        [(64, vec![0, 63]), (65, vec![31, 64]), (100, (0..49).collect()), (100, (1..51).collect()), (64, (1..64).collect::<Vec<usize>>())]
-    {
+    for (header, present) in [
+        (64, vec![0, 63]),
+        (65, vec![31, 64]),
+        (100, (0..49).collect()),
+        (100, (1..51).collect()),
+        (64, (1..64).collect::<Vec<usize>>()),
+    ] {
         let missing: Vec<usize> = (0..header).filter(|n| !present.contains(n)).collect();
         let listed = if present.len() < header / 2 { &present } else { &missing };
         let mut body = [vec![0x00], uvint(missing.len() as u64)].concat();

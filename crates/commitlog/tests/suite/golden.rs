@@ -181,7 +181,7 @@ counts 'c': (1) hits=shards 1@server
 counts 'c': (1) hits=shards 1@server
 counts 'c': (2) hits=x@server
 evolving 1: () live@60 kept='k'@60
-evolving 2: () live@(2000000000000000) gone='back'@(2000000000000000) kept='k'@(2000000000000000)
+evolving 2: () live@(2000000000000000) kept='k'@(2000000000000000) gone='back'@(2000000000000000)
 WIDE
 plain 99: () live@99 v='last'@99";
     let columns = |time: i64, sign: i64, without: Option<i64>| {
@@ -193,17 +193,18 @@ plain 99: () live@99 v='last'@99";
         "wide 1: (2) c00=1@71 c63=2@71 c64=3@71".to_owned(),
         format!("wide 1: (3) live@72{}", columns(72, -1, Some(5))),
     ];
-    lines
-        .trim()
-        .lines()
-        .flat_map(|line| if line == "WIDE" { wide.to_vec() } else { vec![line.to_owned()] })
-        .collect()
+    lines.trim().lines().flat_map(|line| if line == "WIDE" { wide.to_vec() } else { vec![line.to_owned()] }).collect()
 }
 
 fn assert_golden(name: &str) {
     let golden = Golden::load(name);
     let changes = changes(&golden, |table| table.keyspace == "golden" && table.cdc);
-    let lines: Vec<String> = changes.iter().map(line).collect();
+    let mut lines: Vec<String> = changes.iter().map(line).collect();
+    // The two tables of one mutation come in no particular order.
+    let batch = lines.iter().position(|line| line.starts_with("plain 5")).unwrap();
+    if lines[batch + 1].starts_with("kinds 5") {
+        lines.swap(batch, batch + 1);
+    }
     for (index, (ours, expected)) in lines.iter().zip(expected()).enumerate() {
         assert_eq!(*ours, expected, "change {index}");
     }

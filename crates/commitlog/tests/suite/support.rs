@@ -5,8 +5,8 @@ use std::{collections::HashMap, io::Read as _, path::Path, sync::Arc};
 use bytes::Bytes;
 use cdc_commitlog::{Fence, Format, ReadLimit, ReadReport, Schemas, SegmentFile, SegmentReader};
 use cdc_model::{
-    Column, ColumnKind, CqlType, KeyColumn, NodeId, Provenance, SegmentPosition, TableId, TableSchema,
-    UdtResolver, parse_type,
+    Column, ColumnKind, CqlType, KeyColumn, NodeId, Provenance, SegmentPosition, TableId, TableSchema, UdtResolver,
+    parse_type,
 };
 use serde_json::Value;
 use uuid::Uuid;
@@ -145,7 +145,6 @@ impl Tables {
 
 /// A real segment and the schema of its node, made by `golden/make.py`.
 pub(crate) struct Golden {
-    pub(crate) bytes: Vec<u8>,
     pub(crate) file: SegmentFile,
     pub(crate) format: Format,
     pub(crate) tables: Tables,
@@ -154,17 +153,16 @@ pub(crate) struct Golden {
 
 impl Golden {
     pub(crate) fn load(name: &str) -> Self {
-        let bytes = unpack(&format!("{name}.log.gz"));
+        let mut bytes = unpack(&format!("{name}.log.gz"));
         let schema: Value = serde_json::from_slice(&unpack(&format!("{name}.schema.json.gz"))).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(schema["segment"].as_str().unwrap());
         // As on disk: zeros up to the segment size.
-        let mut whole = bytes.clone();
-        whole.resize(1 << 20, 0);
-        std::fs::write(&path, whole).unwrap();
+        bytes.resize(1 << 20, 0);
+        std::fs::write(&path, bytes).unwrap();
         let file = SegmentFile::parse(&path).unwrap();
         let format = if file.version == 8 { Format::V8 } else { Format::V7 };
-        Self { bytes, file, format, tables: schemas(&schema), _dir: dir }
+        Self { file, format, tables: schemas(&schema), _dir: dir }
     }
 
     pub(crate) fn entries(&self) -> Vec<(u64, Bytes)> {
@@ -213,7 +211,8 @@ fn schemas(dump: &Value) -> Tables {
     let (columns, dropped) = (rows("columns"), rows("dropped_columns"));
     Tables::of(rows("tables").iter().map(|table| {
         let keyspace = text(&table["keyspace_name"]);
-        let ty = |row: &Value| -> CqlType { parse_type(row["type"].as_str().unwrap(), &Udts(&keyspace, &udts)).unwrap() };
+        let ty =
+            |row: &Value| -> CqlType { parse_type(row["type"].as_str().unwrap(), &Udts(&keyspace, &udts)).unwrap() };
         let mut own = of(&columns, table);
         own.sort_by_key(|row| row["position"].as_i64());
         let keys = |kind: &str| -> Vec<KeyColumn> {
