@@ -1,6 +1,7 @@
 //! Entries in, batches out: decodes what is captured and knows how far the batch in hand reaches.
 
 use std::{
+    cell::Cell,
     collections::HashSet,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -26,6 +27,9 @@ const SCHEMA_PATIENCE: Duration = Duration::from_secs(5);
 /// The same for a table whose updates can be skipped: usually one that was dropped.
 const SKIPPABLE_PATIENCE: Duration = Duration::from_millis(500);
 const REFRESH_INTERVAL: Duration = Duration::from_millis(200);
+/// How often writes of a table with `cdc = false` make the agent look whether it still is so. The log itself says
+/// when the schema has changed, but not in `durable` mode, where a segment without CDC is read late.
+const CDC_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a batch without changes tells how far the log was read, so that a restart does not read it again.
 const POSITION_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -51,6 +55,11 @@ pub(crate) struct Captured(pub(crate) Arc<[TablePattern]>);
 
 impl Captured {
     pub(crate) fn contains(&self, table: &TableSchema) -> bool {
+        table.cdc && self.matches(table)
+    }
+
+    /// Captured, or would be with `cdc = true`.
+    fn matches(&self, table: &TableSchema) -> bool {
         self.0.iter().any(|pattern| pattern.matches(table))
     }
 }
@@ -109,6 +118,10 @@ pub(crate) struct Intake {
     /// Tables that are in the log and not in the schema: dropped.
     gone: HashSet<TableId>,
     malformed_refresh: Option<Instant>,
+    /// Tables of `system_schema`: an entry of theirs is a change of the schema.
+    schema_tables: HashSet<TableId>,
+    schema_changed: bool,
+    refreshed: Instant,
     offsets: Offsets,
     changes: Vec<Change>,
     weight: usize,
@@ -133,6 +146,9 @@ impl Intake {
         batch_bytes: usize,
         offsets: Offsets,
     ) -> Self {
+        let tables = schemas.registry.tables();
+        let schema_tables = tables.iter().filter(|table| table.keyspace == "system_schema").map(|table| table.id);
+        let schema_tables = schema_tables.collect();
         Self {
             node,
             captured,
@@ -144,6 +160,9 @@ impl Intake {
             decoder: Decoder::new(),
             gone: HashSet::new(),
             malformed_refresh: None,
+            schema_tables,
+            schema_changed: false,
+            refreshed: Instant::now(),
             flushed_offsets: offsets.clone(),
             offsets,
             changes: Vec::new(),
@@ -203,10 +222,22 @@ impl Intake {
         let at = Provenance { node: self.node, position: end };
         let before = self.changes.len();
         let began = Instant::now();
+        // A mutation begins with the number of its updates, one byte, and the first one's table.
+        let first = payload.get(1..17).and_then(|id| uuid::Uuid::from_slice(id).ok());
+        self.schema_changed |= first.is_some_and(|id| self.schema_tables.contains(&TableId(id)));
         loop {
-            let captured = |table: &TableSchema| self.captured.contains(table);
+            let without_cdc = Cell::new(false);
+            let captured = |table: &TableSchema| {
+                without_cdc.set(without_cdc.get() || (!table.cdc && self.captured.matches(table)));
+                self.captured.contains(table)
+            };
             let registry = &self.schemas.registry;
             let outcome = self.decoder.decode(format, payload, at, registry, &captured, &mut self.changes);
+            if without_cdc.get() && (self.schema_changed || self.refreshed.elapsed() >= CDC_CHECK_INTERVAL) {
+                self.changes.truncate(before);
+                self.refresh().map_err(Ok)?;
+                continue;
+            }
             let (unknown, patience) = match &outcome {
                 Ok(None) => return Ok(()),
                 Ok(Some(table)) => (Some(*table), SKIPPABLE_PATIENCE),
@@ -226,7 +257,7 @@ impl Intake {
                 } else if began.elapsed() > REFRESH_INTERVAL / 2 {
                     self.schemas.pause(REFRESH_INTERVAL).map_err(Ok)?;
                 }
-                self.schemas.refresh().map_err(Ok)?;
+                self.refresh().map_err(Ok)?;
                 continue;
             }
             if let Some(table) = unknown
@@ -246,6 +277,13 @@ impl Intake {
                 }
             };
         }
+    }
+
+    fn refresh(&mut self) -> Result<(), Halted> {
+        self.schemas.refresh()?;
+        self.schema_changed = false;
+        self.refreshed = Instant::now();
+        Ok(())
     }
 
     /// The segment was read to its end, and nothing will be written to it any more.

@@ -173,7 +173,7 @@ fn check_tables(patterns: &[TablePattern], tables: &[TableSchema]) -> Result<(),
             (None, Some(_)) => {
                 for table in matching.filter(|table| !table.cdc) {
                     let (table, statement) = (table.full_name(), enable_cdc(table));
-                    tracing::warn!(table, statement, "table is not in the CDC log and will not be captured");
+                    tracing::warn!(table, statement, "table is not in the CDC log and is not captured until it is");
                 }
             }
         }
