@@ -19,7 +19,6 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
 const ASKED_OF_EACH_END: usize = 64;
 /// Beyond this the backlog speaks for itself; further samples are counted as skipped.
 const MOST_PENDING: usize = 8_192;
-
 #[derive(Debug)]
 pub struct Delays {
     total: Histogram<u64>,
@@ -30,7 +29,8 @@ pub struct Delays {
 
 impl Delays {
     fn new() -> Self {
-        let histogram = || Histogram::new(3).expect("three digits are valid");
+        // With bounds, as a histogram that grows by itself does not do so for a saturating record.
+        let histogram = || Histogram::new_with_max(LONGEST_DELAY_US, 3).expect("the bounds are valid");
         Self { total: histogram(), recent: histogram(), pending: 0, skipped: 0 }
     }
 
@@ -162,5 +162,25 @@ impl DelayProbe {
             self.pending.len().saturating_sub(ASKED_OF_EACH_END).max(ASKED_OF_EACH_END.min(self.pending.len()));
         let oldest = &self.pending[..ASKED_OF_EACH_END.min(self.pending.len())];
         oldest.iter().chain(&self.pending[newest..]).map(|sample| sample.id).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_in_milliseconds_over_the_whole_range_of_delays() {
+        let mut delays = Delays::new();
+        for milliseconds in 1..=1_000 {
+            delays.record(Duration::from_millis(milliseconds));
+        }
+        delays.record(Duration::from_secs(86_400));
+        let close = |found: f64, expected: f64| assert!((found / expected - 1.0).abs() < 0.002, "{found}");
+        close(delays.percentile_ms(50.0), 501.0);
+        close(delays.recent_percentile_ms(99.0), 991.0);
+        close(delays.max_ms(), 3_600_000.0);
+        delays.forget_recent();
+        assert_eq!((delays.count(), delays.recent_percentile_ms(99.0)), (1_001, 0.0));
     }
 }

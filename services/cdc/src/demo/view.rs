@@ -51,6 +51,7 @@ impl View {
     async fn draw(&self, client: &tokio_postgres::Client) {
         let started = Instant::now();
         let mut tick = tokio::time::interval(PERIOD);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         tick.tick().await;
         let (mut events, mut since) = (self.counters.acknowledged(), Instant::now());
         loop {
