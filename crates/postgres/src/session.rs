@@ -68,7 +68,7 @@ impl Session {
         let begins = matches!(frame, Frame::Begin | Frame::Whole);
         let commits = matches!(frame, Frame::Commit | Frame::Whole);
         let mut sent = Vec::with_capacity(calls.len() + 2);
-        sent.extend(begins.then(|| bare("begin")));
+        sent.extend(begins.then(|| bare("begin isolation level read committed")));
         for (call, statement) in calls.iter().zip(&statements) {
             let query = async move {
                 let params: Vec<&(dyn ToSql + Sync)> = call.params.iter().map(|param| param.as_ref() as _).collect();

@@ -227,7 +227,7 @@ impl Inner {
         positions: bool,
     ) -> BoxFuture<'a, Result<Applied, ApplyError>> {
         Box::pin(async move {
-            if units.is_empty() && !(positions && !context.fence.is_empty()) {
+            if units.is_empty() && (!positions || context.fence.is_empty()) {
                 return Ok(Applied::default());
             }
             for attempt in 0..ATTEMPTS {

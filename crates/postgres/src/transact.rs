@@ -20,6 +20,9 @@
 //! stale stays stale. Locks are taken in order, exclusive buckets only where a deletion is at hand (or something
 //! expires); a transaction that finds out later that it needs one starts over.
 //!
+//! All of it relies on READ COMMITTED: the locks come first, and every later statement sees what was committed before
+//! they were granted.
+//!
 //! The shards of one process own disjoint buckets and never wait for each other.
 //!
 //! # Round trips
@@ -218,12 +221,11 @@ async fn attempt(
     applied.quarantined = refusals.len();
     calls.extend(refusals.iter().map(|(unit, refusal)| quarantine(&work.units[*unit], refusal)));
     if work.positions && !work.fence.is_empty() {
-        let texts = |texts: Vec<String>| texts;
         calls.push(
             Call::new(MOVE_POSITIONS)
-                .with(texts(work.fence.iter().map(|advance| advance.claim.stream.0.clone()).collect()))
+                .with(work.fence.iter().map(|advance| advance.claim.stream.0.clone()).collect::<Vec<String>>())
                 .with(work.fence.iter().map(|advance| advance.claim.epoch).collect::<Vec<i64>>())
-                .with(texts(work.fence.iter().map(|advance| advance.position.clone()).collect())),
+                .with(work.fence.iter().map(|advance| advance.position.clone()).collect::<Vec<String>>()),
         );
     }
     session.run(Frame::Commit, calls).await?;

@@ -270,7 +270,7 @@ fn timestamp(millis: i64) -> Result<i64, Unrepresentable> {
 
 /// A `timestamptz` of seconds since 1970; the last one PostgreSQL has for anything later.
 pub(crate) fn timestamptz(seconds: i64) -> Bytes {
-    let micros = seconds.saturating_mul(1000).try_into().ok().and_then(|millis| timestamp(millis).ok());
+    let micros = timestamp(seconds.saturating_mul(1000)).ok();
     Bytes::copy_from_slice(&micros.unwrap_or(TIMESTAMP_RANGE.end - 1).to_be_bytes())
 }
 
