@@ -19,6 +19,8 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
 const ASKED_OF_EACH_END: usize = 64;
 /// Beyond this the backlog speaks for itself; further samples are counted as skipped.
 const MOST_PENDING: usize = 8_192;
+/// A longer one counts as this.
+const LONGEST_DELAY_US: u64 = 3_600_000_000;
 #[derive(Debug)]
 pub struct Delays {
     total: Histogram<u64>,
