@@ -183,7 +183,7 @@ impl Artifact {
         };
         let dependencies: String = dependencies.iter().map(dependency).collect();
         format!(
-            r#"<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
+            r#"<project><modelVersion>4.0.0</modelVersion>
 <groupId>cdc</groupId><artifactId>{}</artifactId><version>1</version><packaging>pom</packaging>
 <dependencies>{dependencies}</dependencies></project>
 "#,
