@@ -34,6 +34,8 @@ use crate::report::Report;
 const PARTITIONS: usize = 8;
 const READ_BYTES: usize = 1 << 20;
 const IN_FLIGHT: usize = 256;
+/// `USER_HZ`, the unit of `/proc/PID/stat`: part of Linux' stable interface.
+const TICKS_PER_SECOND: f64 = 100.0;
 const STUCK: Duration = Duration::from_secs(600);
 
 #[derive(clap::Args)]
@@ -153,6 +155,7 @@ fn read_all(folder: &Path, schemas: &[TableSchema], mut take: impl FnMut(&Change
     let mut bytes = 0;
     for segment in list_segments(folder)? {
         let Some(mut reader) = SegmentReader::open(&segment, 0, SegmentReader::ENTRY_BYTES_MAX)? else { continue };
+        let format = reader.format();
         let finished = read_index(&segment)?.is_some_and(|index| index.completed);
         loop {
             let limit = ReadLimit { fence: Fence::Live, finished, max_bytes: READ_BYTES };
@@ -160,7 +163,7 @@ fn read_all(folder: &Path, schemas: &[TableSchema], mut take: impl FnMut(&Change
             let report = reader.read(limit, &mut |position, payload: Bytes| {
                 let at = Provenance { node: NodeId(uuid::Uuid::nil()), position };
                 let captured = |table: &TableSchema| table.keyspace == "bench";
-                if let Err(error) = decoder.decode(&payload, at, &registry, &captured, &mut changes) {
+                if let Err(error) = decoder.decode(format, &payload, at, &registry, &captured, &mut changes) {
                     failure = Some(error);
                 }
                 changes.drain(..).for_each(|change| take(&change));
@@ -266,8 +269,7 @@ fn usage(process: &str) -> anyhow::Result<(f64, u64)> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
     let kib: u64 = peak.trim().trim_end_matches(" kB").parse()?;
-    let per_second = rustix::param::clock_ticks_per_second();
-    Ok((float(ticks) / float(per_second), kib << 10))
+    Ok((float(ticks) / TICKS_PER_SECOND, kib << 10))
 }
 
 /// Sends the records the agent sent, made beforehand, with the same settings.

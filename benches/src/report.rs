@@ -32,7 +32,7 @@ impl Report {
     #[expect(clippy::print_stdout, reason = "the result")]
     pub(crate) fn finish(self) -> anyhow::Result<()> {
         let mut table = comfy_table::Table::new();
-        table.load_preset(comfy_table::presets::UTF8_FULL_CONDENSED).set_header(["metric", "value", "unit"]);
+        table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED).set_header(["metric", "value", "unit"]);
         for figure in &self.figures {
             table.add_row([figure.metric.to_owned(), rounded(figure.value), figure.unit.to_owned()]);
         }

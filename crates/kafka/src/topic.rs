@@ -41,14 +41,12 @@ impl TopicTemplate {
         let literal = self.0.replace(TABLE, "").replace(KEYSPACE, "");
         let template = &self.0;
         if !template.contains(TABLE) {
-            Some(format!("kafka.topic is `{template}`: it must contain {TABLE}"))
-        } else if let Some(odd) = literal.chars().find(|c| !(c.is_ascii_alphanumeric() || "._-".contains(*c))) {
-            Some(format!(
-                "kafka.topic is `{template}`: `{odd}` cannot be in a topic's name; placeholders are {TABLE}, {KEYSPACE}"
-            ))
-        } else {
-            None
+            return Some(format!("kafka.topic is `{template}`: it must contain {TABLE}"));
         }
+        let odd = literal.chars().find(|c| !(c.is_ascii_alphanumeric() || "._-".contains(*c)))?;
+        Some(format!(
+            "kafka.topic is `{template}`: `{odd}` cannot be in a topic's name; placeholders are {TABLE}, {KEYSPACE}"
+        ))
     }
 
     /// The topics of these tables.
