@@ -1,5 +1,7 @@
 //! The hand-written encoding against `apache-avro`, against damage, and against files of earlier releases.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
 use std::{io::Cursor, path::PathBuf, sync::Arc};
 
 use apache_avro::{GenericSingleObjectReader, Schema, types::Value, writer::datum::GenericDatumWriter};

@@ -1,5 +1,7 @@
 //! A broker and a database server for all tests of the run, and per test a database, a group and topics of its own.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
 use std::{
     ops::Range,
     sync::{Arc, LazyLock},
