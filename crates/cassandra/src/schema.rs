@@ -16,6 +16,8 @@ use crate::{Cassandra, CassandraError};
 const GC_GRACE_SECONDS: i32 = 864_000;
 
 type Name = (String, String);
+/// Keyspace, table, id, cdc, gc_grace_seconds.
+type TableRow = (String, String, Uuid, Option<bool>, Option<i32>);
 /// Field names and types of the user types of one keyspace.
 type Types = HashMap<String, Vec<(String, String)>>;
 
@@ -91,7 +93,7 @@ pub(crate) async fn load(cassandra: &Cassandra) -> Result<Vec<TableSchema>, Cass
         columns.entry((keyspace, table)).or_default().others.push(Column { name, ty, kind, dropped });
     }
 
-    let mut tables: Vec<(String, String, Uuid, Option<bool>, Option<i32>)> = cassandra
+    let mut tables: Vec<TableRow> = cassandra
         .rows(
             "system_schema.tables",
             "select keyspace_name, table_name, id, cdc, gc_grace_seconds from system_schema.tables",
@@ -99,7 +101,7 @@ pub(crate) async fn load(cassandra: &Cassandra) -> Result<Vec<TableSchema>, Cass
         .await?;
     tables.extend(
         cassandra
-            .rows::<(String, String, Uuid, Option<bool>, Option<i32>)>(
+            .rows::<TableRow>(
                 "system_schema.views",
                 "select keyspace_name, view_name, id, cdc, gc_grace_seconds from system_schema.views",
             )

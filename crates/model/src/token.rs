@@ -23,7 +23,7 @@ fn mix2(k: u64) -> u64 {
     k.wrapping_mul(C2).rotate_left(33).wrapping_mul(C1)
 }
 
-/// First word of Cassandra's murmur3_x64_128, which sign-extends the tail bytes, unlike the standard one.
+/// First word of Cassandra's `murmur3_x64_128`, which sign-extends the tail bytes, unlike the standard one.
 #[expect(clippy::cast_sign_loss, clippy::cast_possible_wrap, reason = "the hash works on bit patterns")]
 pub fn token(key: &[u8]) -> Token {
     let word = |bytes: &[u8]| bytes.first_chunk::<8>().map_or(0, |w| u64::from_le_bytes(*w));

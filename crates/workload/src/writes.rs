@@ -105,8 +105,8 @@ impl Writes {
         let rng = &mut self.rng;
         vec![
             Some(CqlValue::Uuid(id)),
-            maybe(rng, |rng| text(rng)),
-            maybe(rng, |rng| text(rng)),
+            maybe(rng, text),
+            maybe(rng, text),
             maybe(rng, |rng| CqlValue::Int(rng.random_range(-5..120))),
             maybe(rng, decimal),
             maybe(rng, double),
@@ -115,7 +115,7 @@ impl Writes {
             maybe(rng, timestamp),
             maybe(rng, address),
             maybe(rng, |rng| CqlValue::Set(words(rng))),
-            maybe(rng, |rng| text_map(rng)),
+            maybe(rng, text_map),
             maybe(rng, |rng| CqlValue::List((0..rng.random_range(0..4)).map(|_| timestamp(rng)).collect())),
             maybe(rng, |rng| CqlValue::Blob((0..rng.random_range(0..40)).map(|_| rng.random()).collect())),
         ]
@@ -139,7 +139,7 @@ impl Writes {
                 "update shop.users using ttl ? set tags = tags + ?, preferences = preferences + ? where id = ?",
                 vec![ttl(rng), Some(CqlValue::Set(words(rng))), Some(text_map(rng))],
             ),
-            10 => ("update shop.users set address.city = ? where id = ?", vec![maybe(rng, |rng| text(rng))]),
+            10 => ("update shop.users set address.city = ? where id = ?", vec![maybe(rng, text)]),
             11 => (
                 "update shop.users set address.zip = ? where id = ?",
                 vec![maybe(rng, |rng| CqlValue::Int(rng.random_range(0..99_999)))],
@@ -150,10 +150,10 @@ impl Writes {
             16 => ("update shop.users set tags = ? where id = ?", vec![maybe(rng, |rng| CqlValue::Set(words(rng)))]),
             17 => (
                 "update shop.users set preferences[?] = ? where id = ?",
-                vec![Some(word(rng)), maybe(rng, |rng| text(rng))],
+                vec![Some(word(rng)), maybe(rng, text)],
             ),
             18 => ("delete preferences[?] from shop.users where id = ?", vec![Some(word(rng))]),
-            19 => ("update shop.users set preferences = ? where id = ?", vec![maybe(rng, |rng| text_map(rng))]),
+            19 => ("update shop.users set preferences = ? where id = ?", vec![maybe(rng, text_map)]),
             20..22 => (
                 "update shop.users set logins = logins + ? where id = ?",
                 vec![Some(CqlValue::List(vec![timestamp(rng)]))],
@@ -230,7 +230,7 @@ impl Writes {
             maybe(rng, decimal),
             maybe(rng, |rng| CqlValue::Int(rng.random_range(0..50))),
             Some(timestamp(rng)),
-            maybe(rng, |rng| int_map(rng)),
+            maybe(rng, int_map),
             maybe(rng, |rng| CqlValue::List((0..rng.random_range(0..3)).map(|_| text(rng)).collect())),
             maybe(rng, |rng| CqlValue::Set(words(rng))),
             maybe(rng, address),
@@ -317,7 +317,7 @@ impl Writes {
                     maybe(rng, double),
                     maybe(rng, inet),
                     maybe(rng, timestamp),
-                    maybe(rng, |rng| text_map(rng)),
+                    maybe(rng, text_map),
                 ],
             },
             22..28 => Write {
@@ -327,13 +327,13 @@ impl Writes {
                     seq,
                     kind,
                     Some(text(rng)),
-                    maybe(rng, |rng| text_map(rng)),
+                    maybe(rng, text_map),
                     Some(CqlValue::Int(random_ttl(rng))),
                 ],
             },
             28..32 => Write {
                 cql: "update shop.events set payload = ? where day = ? and seq = ? and kind = ?",
-                values: vec![maybe(rng, |rng| text(rng)), day, seq, kind],
+                values: vec![maybe(rng, text), day, seq, kind],
             },
             32..35 => Write {
                 cql: "delete from shop.events where day = ? and seq = ? and kind = ?",
@@ -495,8 +495,8 @@ fn inet(rng: &mut ChaCha8Rng) -> CqlValue {
 
 fn address(rng: &mut ChaCha8Rng) -> CqlValue {
     let fields = vec![
-        ("street".to_owned(), maybe(rng, |rng| text(rng))),
-        ("city".to_owned(), maybe(rng, |rng| text(rng))),
+        ("street".to_owned(), maybe(rng, text)),
+        ("city".to_owned(), maybe(rng, text)),
         ("zip".to_owned(), maybe(rng, |rng| CqlValue::Int(rng.random_range(0..99_999)))),
     ];
     CqlValue::UserDefinedType { keyspace: crate::shop::KEYSPACE.to_owned(), name: "address".to_owned(), fields }

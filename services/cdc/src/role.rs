@@ -99,13 +99,16 @@ fn refuse_kafka(error: &KafkaError) -> anyhow::Error {
     }
 }
 
-/// An error and its causes in one sentence.
+/// An error and its causes in one sentence; drivers repeat the inner ones in the outer.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let sentence = error.to_string();
+        if !text.contains(&sentence) {
+            text.push_str(": ");
+            text.push_str(&sentence);
+        }
         cause = error.source();
     }
     text

@@ -1,5 +1,7 @@
 //! Segments as Cassandra writes them, whole, growing and damaged.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod basic;
 mod damage;
 mod decoding;

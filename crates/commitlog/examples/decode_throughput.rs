@@ -1,4 +1,4 @@
-//! How fast one core frames and decodes full-row inserts: `cargo run --release -p cdc-commitlog --example throughput`.
+//! How fast one core frames and decodes full-row inserts: `cargo run --release -p cdc-commitlog --example decode_throughput`.
 
 use std::{sync::Arc, time::Instant};
 
