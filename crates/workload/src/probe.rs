@@ -141,18 +141,21 @@ impl DelayProbe {
             let rows = client.query(statement, &[&self.asked()]).await?;
             let seen = Instant::now();
             let visible: HashSet<Uuid> = rows.iter().map(|row| row.get(0)).collect();
-            let mut delays = self.delays.lock().expect("no panic while held");
-            self.pending.retain(|sample| {
-                let still_pending = !visible.contains(&sample.id);
-                if !still_pending {
-                    delays.record(seen.saturating_duration_since(sample.acknowledged));
-                }
-                still_pending
-            });
-            delays.pending = self.pending.len();
-            drop(delays);
+            self.record(&visible, seen);
             tokio::time::sleep(POLL_PERIOD).await;
         }
+    }
+
+    fn record(&mut self, visible: &HashSet<Uuid>, seen: Instant) {
+        let mut delays = self.delays.lock().expect("no panic while held");
+        self.pending.retain(|sample| {
+            let still_pending = !visible.contains(&sample.id);
+            if !still_pending {
+                delays.record(seen.saturating_duration_since(sample.acknowledged));
+            }
+            still_pending
+        });
+        delays.pending = self.pending.len();
     }
 
     fn delays_mut(&self) -> MutexGuard<'_, Delays> {

@@ -148,10 +148,7 @@ impl Writes {
             13..15 => ("update shop.users set tags = tags + ? where id = ?", vec![Some(CqlValue::Set(words(rng)))]),
             15 => ("update shop.users set tags = tags - ? where id = ?", vec![Some(CqlValue::Set(words(rng)))]),
             16 => ("update shop.users set tags = ? where id = ?", vec![maybe(rng, |rng| CqlValue::Set(words(rng)))]),
-            17 => (
-                "update shop.users set preferences[?] = ? where id = ?",
-                vec![Some(word(rng)), maybe(rng, text)],
-            ),
+            17 => ("update shop.users set preferences[?] = ? where id = ?", vec![Some(word(rng)), maybe(rng, text)]),
             18 => ("delete preferences[?] from shop.users where id = ?", vec![Some(word(rng))]),
             19 => ("update shop.users set preferences = ? where id = ?", vec![maybe(rng, text_map)]),
             20..22 => (

@@ -51,9 +51,9 @@ pub(super) fn value(value: &CqlValue) -> String {
         CqlValue::Inet(it) => it.to_string(),
         CqlValue::Duration(it) => format!("{}mo{}d{}ns", it.months, it.days, it.nanoseconds),
         CqlValue::Empty => "empty".to_owned(),
-        CqlValue::List(elements) | CqlValue::Vector(elements) => list(elements.iter().map(|it| self::value(it))),
+        CqlValue::List(elements) | CqlValue::Vector(elements) => list(elements.iter().map(self::value)),
         CqlValue::Tuple(elements) => tuple(elements.iter().map(|it| it.as_ref().map(self::value)).collect()),
-        CqlValue::Set(elements) => sorted(elements.iter().map(|it| self::value(it)).collect()),
+        CqlValue::Set(elements) => sorted(elements.iter().map(self::value).collect()),
         CqlValue::Map(pairs) => {
             sorted(pairs.iter().map(|(key, it)| format!("{}:{}", self::value(key), self::value(it))).collect())
         }
@@ -195,7 +195,7 @@ fn hex(bytes: &[u8]) -> String {
 /// `digits` are the type's own shortest ones: a `float` must not be shown with a `double`'s.
 fn float(it: f64, digits: String) -> String {
     match it {
-        it if it == 0.0 => "0".to_owned(),
+        0.0 => "0".to_owned(),
         it if it.is_nan() => "NaN".to_owned(),
         _ => digits,
     }
