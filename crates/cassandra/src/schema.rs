@@ -16,7 +16,7 @@ use crate::{Cassandra, CassandraError};
 const GC_GRACE_SECONDS: i32 = 864_000;
 
 type Name = (String, String);
-/// Keyspace, table, id, cdc, gc_grace_seconds.
+/// Keyspace, table, id, `cdc`, `gc_grace_seconds`.
 type TableRow = (String, String, Uuid, Option<bool>, Option<i32>);
 /// Field names and types of the user types of one keyspace.
 type Types = HashMap<String, Vec<(String, String)>>;

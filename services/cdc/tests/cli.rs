@@ -27,8 +27,8 @@ struct Said {
 }
 
 fn said(command: &mut Command) -> Said {
-    let Output { status, stdout, stderr } = command.output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let Output { status, stdout, stderr } = command.output().expect("the binary starts");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
     Said { code: status.code(), out: text(stdout), err: text(stderr) }
 }
 
@@ -36,7 +36,7 @@ struct Files(tempfile::TempDir);
 
 impl Files {
     fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        Self(tempfile::tempdir().expect("a folder"))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -45,14 +45,14 @@ impl Files {
 
     fn write(&self, text: &str) -> String {
         let path = self.path("cdc.yaml");
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
+        std::fs::write(&path, text).expect("write a file");
+        path.to_str().expect("a plain path").to_owned()
     }
 
     /// Servers that nobody is; port 1 refuses at once.
     fn nowhere(&self) -> String {
         let raw = self.path("cdc_raw");
-        std::fs::create_dir_all(&raw).unwrap();
+        std::fs::create_dir_all(&raw).expect("create a folder");
         format!(
             "cassandra: {{contact_points: ['127.0.0.1:1'], connect_timeout_ms: 300}}\n\
              source:\n  cdc_raw_directory: {}\n  state_directory: {}\n  tables: [shop.users]\n\
