@@ -78,13 +78,11 @@ impl Streams for Partitions {
             .is_some_and(|at| self.claims(|claims| claims.get(&at).is_some_and(|held| held.epoch == claim.epoch)))
     }
 
+    /// A partition that was revoked is not held any more, so this is another claim behind the group's back, as after
+    /// a long pause of this process. To skip the partition would leave it to nobody, should the group still count it
+    /// as ours; so the process ends, joins again after its restart, and claims what it is given.
     fn lost(&self, claim: &Claim) -> Result<(), SinkError> {
-        tracing::warn!(stream = %claim.stream, "another sink has claimed the partition; its records are left to it");
-        if let Some(at) = partition(&claim.stream) {
-            self.claims(|claims| claims.remove(&at));
-            self.0.metrics.released(&at);
-        }
-        Ok(())
+        Err(SinkError::Fenced(claim.stream.clone()))
     }
 
     fn committed(&self, advance: &Advance) {
