@@ -11,7 +11,7 @@ use crate::demo::DemoArgs;
 #[derive(Parser, Debug)]
 #[command(name = "cdc", version, arg_required_else_help = true, after_help = AFTER_HELP)]
 pub(crate) struct Cli {
-    /// error, warn, info, debug, trace, or directives as in `info,cdc_source=debug` [environment: CDC_LOG]
+    /// error, warn, info, debug, trace, or directives as in `info,cdc_source=debug` [environment: `CDC_LOG`]
     #[arg(long, global = true, value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
     #[command(subcommand)]
@@ -148,7 +148,7 @@ pub(crate) struct StatusArgs {
     /// Configuration of the process, for its admin address
     #[arg(value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Admin address of the process, as in http://127.0.0.1:8084
+    /// Admin address of the process, as in `http://127.0.0.1:8084`
     #[arg(long, conflicts_with = "config")]
     pub(crate) url: Option<String>,
     #[arg(long, short, value_enum, default_value_t = Output::Table)]
