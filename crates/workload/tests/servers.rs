@@ -1,4 +1,5 @@
-//! The load and the oracle against real servers.
+//! The load, the probe and the oracle against real servers.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,10 +52,9 @@ async fn every_statement_of_the_load_is_accepted_and_an_empty_target_misses_ever
         report = oracle::compare(&stores.session, &client, shop::KEYSPACE, &shop::TABLES) => report.unwrap(),
         _ = connection => panic!("connection lost"),
     };
-    println!("{report}");
     for table in &report.tables {
         assert!(table.rows > 100, "{table:?}");
-        assert_eq!((table.extra, table.differing), (0, 0));
+        assert_eq!((table.extra, table.differing), (0, 0), "{report}");
         assert_eq!(table.missing, table.rows + table.static_rows);
     }
     assert!(report.tables[1].static_rows > 100);
@@ -98,9 +98,12 @@ async fn the_oracle_finds_each_kind_of_difference_and_nothing_else() {
         } => report,
         _ = connection => panic!("connection lost"),
     };
-    println!("{report}");
     let table = &report.tables[0];
-    assert_eq!((table.rows, table.static_rows, table.missing, table.extra, table.differing), (4, 1, 1, 1, 1));
+    assert_eq!(
+        (table.rows, table.static_rows, table.missing, table.extra, table.differing),
+        (4, 1, 1, 1, 1),
+        "{report}"
+    );
     let values = report.examples().find_map(|it| match &it.kind {
         DifferenceKind::Values(columns) => Some(columns.iter().map(|it| it.column.as_str()).collect::<Vec<_>>()),
         DifferenceKind::Missing | DifferenceKind::Extra => None,
@@ -130,5 +133,7 @@ async fn the_probe_sees_a_row_that_comes_after_it_started_to_wait() {
         _ = tokio::time::timeout(Duration::from_secs(20), all) => {}
         _ = connection => panic!("connection lost"),
     }
-    assert_eq!(delays.lock().unwrap().count(), 1);
+    let delays = delays.lock().unwrap();
+    assert_eq!(delays.count(), 1);
+    assert!(delays.percentile_ms(50.0) > 0.1, "a table was created and a row written meanwhile");
 }
