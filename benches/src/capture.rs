@@ -282,7 +282,7 @@ fn produce(kafka: &Kafka, folder: &Path, schemas: &[TableSchema]) -> anyhow::Res
             .set("acks", "all")
             .set("enable.idempotence", "true")
             .set("compression.type", "lz4")
-            .set("linger.ms", "1")
+            .set("linger.ms", "5")
             .set("partitioner", "murmur2_random")
             .set("queue.buffering.max.kbytes", "16384")
             .create()?,

@@ -40,7 +40,8 @@ impl Report {
         let folder = Path::new("target/bench");
         fs::create_dir_all(folder).context("create target/bench")?;
         let path = folder.join(format!("{}.json", self.name));
-        fs::write(&path, serde_json::to_vec_pretty(&self.figures)?).with_context(|| format!("write {}", path.display()))?;
+        fs::write(&path, serde_json::to_vec_pretty(&self.figures)?)
+            .with_context(|| format!("write {}", path.display()))?;
         println!("written to {}", path.display());
         Ok(())
     }

@@ -103,7 +103,7 @@ impl Servers {
 
     /// After this nothing expires any more, and what Cassandra acknowledged is readable in every capture mode.
     pub(crate) fn let_short_ttls_pass(&self) {
-        self.runtime.block_on(tokio::time::sleep(SHORT_TTLS));
+        self.runtime.block_on(async { tokio::time::sleep(SHORT_TTLS).await });
     }
 
     /// Load on the shop that goes on until stopped, failed writes included: servers are restarted under it.
@@ -206,9 +206,7 @@ impl Process {
     #[track_caller]
     pub(crate) fn exits_within(&mut self, deadline: Duration) -> ExitStatus {
         let log = self.log();
-        eventually(&format!("{} ends\n{log}", self.role), deadline, || {
-            self.child.try_wait()?.context("it still runs")
-        })
+        eventually(&format!("{} ends\n{log}", self.role), deadline, || self.child.try_wait()?.context("it still runs"))
     }
 
     /// What the admin port answers.
@@ -243,16 +241,20 @@ impl Process {
     #[track_caller]
     fn wait_until(&mut self, done: impl Fn(&serde_json::Value) -> bool) {
         let role = self.role;
-        eventually(&format!("{role} is done; its log: {}", self.config.with_extension("log").display()), DEADLINE, || {
-            if let Some(status) = self.child.try_wait()? {
-                panic!("{role} ended with {status}:\n{}", self.log());
-            }
-            let status = self.status()?;
-            if !done(&status) {
-                bail!("{status}");
-            }
-            Ok(())
-        });
+        eventually(
+            &format!("{role} is done; its log: {}", self.config.with_extension("log").display()),
+            DEADLINE,
+            || {
+                if let Some(status) = self.child.try_wait()? {
+                    panic!("{role} ended with {status}:\n{}", self.log());
+                }
+                let status = self.status()?;
+                if !done(&status) {
+                    bail!("{status}");
+                }
+                Ok(())
+            },
+        );
     }
 }
 

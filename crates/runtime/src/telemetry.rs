@@ -7,8 +7,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// Environment variable with the level, or filter directives as in `info,cdc_source=debug`.
 pub const LOG_VARIABLE: &str = "CDC_LOG";
-/// Drivers report at `info` what is news to their authors only.
-const DEFAULT: &str = "info,scylla=warn,rdkafka=warn,librdkafka=warn,sqlx=warn";
+/// Drivers report at `info` what is news to their authors only. scylla tells every second that a node is away, as an
+/// error; what matters of that is said by the caller that waits.
+const DEFAULT: &str = "info,scylla=off,rdkafka=warn,librdkafka=warn,sqlx=warn";
 
 /// Installs the log. `level` (the command line's) wins over `CDC_LOG`, which wins over `configured` (the file's).
 ///

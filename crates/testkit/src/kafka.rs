@@ -100,6 +100,8 @@ rootLogger.appenderRef.file.ref=file
         let jvm: Vec<String> = vec![
             "-Xmx512m".into(),
             "-XX:+UseSerialGC".into(),
+            // As for Cassandra: the optimising compiler does not pay within a few minutes.
+            "-XX:TieredStopAtLevel=1".into(),
             "-XX:+ExitOnOutOfMemoryError".into(),
             format!("-Dlog4j2.configurationFile={}", log_config.display()),
             "-cp".into(),
