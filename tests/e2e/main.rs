@@ -1,5 +1,8 @@
 //! End-to-end tests: the real binary between real servers, judged by an oracle that shares no code with it.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![expect(clippy::print_stdout, reason = "seeds, and the logs of processes that failed")]
+
 mod converges;
 mod operator;
 mod pipeline;

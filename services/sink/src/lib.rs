@@ -5,7 +5,7 @@
 //! next one gathers, so latency follows the commit time at low traffic and batches grow with traffic.
 //!
 //! - Direct mode: an [`Applier`] per agent; the agent sends batches and watches the durable position.
-//! - Kafka mode: [`run`]; a reader thread, and per topic a lane that decodes and a writer. A table that cannot go on
+//! - Kafka mode: [`run()`]; a reader thread, and per topic a lane that decodes and a writer. A table that cannot go on
 //!   pauses its own topic and no other.
 //!
 //! Nothing is given up: an environment that fails is waited out, a halted table is tried again every half minute, a
