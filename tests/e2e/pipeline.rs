@@ -18,6 +18,8 @@ use tokio::{runtime::Runtime, sync::oneshot, task::JoinHandle};
 
 /// Long enough for a slow machine, short enough that a stuck pipeline fails the test.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// Of all tables of the shop together, by default.
+const PARTITIONS: usize = 8 * shop::TABLES.len();
 /// Short TTLs of the shop's load end within this.
 const SHORT_TTLS: Duration = Duration::from_secs(8);
 
@@ -228,13 +230,12 @@ impl Process {
         self.wait_until(|status| status["source"]["idle"] == true);
     }
 
-    /// Waits until the sink has applied all there is; it must hold partitions.
+    /// Waits until this sink holds every partition, those of killed ones too, and has applied all there is.
     #[track_caller]
     pub(crate) fn wait_until_applied(&mut self) {
         self.wait_until(|status| {
             let partitions = status["sink"]["partitions"].as_array();
-            status["sink"]["lag"] == 0
-                && partitions.is_some_and(|all| !all.is_empty() && all.iter().all(|one| one["lag"] == 0))
+            partitions.is_some_and(|all| all.len() == PARTITIONS && all.iter().all(|one| one["lag"] == 0))
         });
     }
 

@@ -137,7 +137,8 @@ const CONSUMER: [(&str, &str); 12] = [
     ("enable.auto.commit", "false"),
     ("check.crcs", "true"),
     ("partition.assignment.strategy", "cooperative-sticky"),
-    ("session.timeout.ms", "45000"),
+    // A killed sink's partitions move to the others after this.
+    ("session.timeout.ms", "10000"),
     ("heartbeat.interval.ms", "3000"),
     ("fetch.min.bytes", "65536"),
     // A broker that answers every single record spends a core on a thousand of them a second; one that waits for a
