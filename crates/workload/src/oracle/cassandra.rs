@@ -88,7 +88,7 @@ pub(super) async fn rows(session: &Session, shape: &Shape) -> anyhow::Result<Row
 }
 
 /// Partitions with at least one static column set. Every row of a partition repeats them; `SELECT DISTINCT` would not, but
-/// fails on 5.0.5 once a partition lies in an SSTable and a memtable ("UnfilteredRowIterator ... must be closed").
+/// fails on 5.0.5 once a partition lies on disk and in memory (`UnfilteredRowIterator ... must be closed`).
 pub(super) async fn static_rows(session: &Session, shape: &Shape) -> anyhow::Result<Rows> {
     let mut rows = read(session, shape, &shape.partition, &shape.statics).await?;
     rows.retain(|_, cells| cells.iter().any(Option::is_some));
