@@ -17,7 +17,7 @@
 use std::{io, path::PathBuf};
 
 use bytes::Bytes;
-use cdc_model::{SegmentId, SegmentPosition};
+use cdc_model::SegmentPosition;
 use crc32fast::Hasher;
 
 use crate::{
