@@ -320,7 +320,7 @@ impl SegmentReader {
             }
             let end = match self.section_end {
                 // Fewer bytes than a size are no entry.
-                Some(end) if end.logical - self.offset < 4 => {
+                Some(end) if end.logical.saturating_sub(self.offset) < 4 => {
                     self.enter(end);
                     continue;
                 }
