@@ -22,5 +22,7 @@ mod segment;
 pub use decode::{DecodeError, Decoder, Schemas};
 pub use header::Format;
 pub use keystore::{Keystore, KeystoreError};
-pub use reader::{Damage, DamageKind, Fence, ReadError, ReadLimit, ReadOptions, ReadOutcome, ReadReport, SegmentReader};
+pub use reader::{
+    Damage, DamageKind, Fence, ReadError, ReadLimit, ReadOptions, ReadOutcome, ReadReport, SegmentReader,
+};
 pub use segment::{CaptureMode, Index, SegmentFile, list_segments, read_index};
