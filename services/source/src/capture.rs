@@ -14,8 +14,8 @@ use std::{
 };
 
 use cdc_commitlog::{
-    CaptureMode, DamageKind, Fence, ReadError, ReadLimit, ReadOutcome, SegmentFile, SegmentReader, list_segments,
-    read_index,
+    CaptureMode, DamageKind, Fence, ReadError, ReadLimit, ReadOptions, ReadOutcome, SegmentFile, SegmentReader,
+    list_segments, read_index,
 };
 use cdc_model::SegmentId;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +39,7 @@ pub(crate) struct Capture {
     pub(crate) directory: PathBuf,
     pub(crate) mode: CaptureMode,
     pub(crate) poll_interval: Duration,
+    pub(crate) read_options: ReadOptions,
     pub(crate) intake: Intake,
     pub(crate) finished: Finished,
     pub(crate) metrics: Arc<SourceMetrics>,
@@ -139,7 +140,7 @@ impl Capture {
                 segment.reader = None;
                 continue;
             }
-            match segment.read(self.mode, &mut self.intake, &self.metrics, &mut busy)? {
+            match segment.read(self.mode, &self.read_options, &mut self.intake, &self.metrics, &mut busy)? {
                 Step::Waiting => segment.drained = true,
                 Step::Finished => {
                     let segment = self.open.remove(&id).expect("listed above");
@@ -208,6 +209,7 @@ impl OpenSegment {
     fn read(
         &mut self,
         mode: CaptureMode,
+        options: &ReadOptions,
         intake: &mut Intake,
         metrics: &SourceMetrics,
         busy: &mut bool,
@@ -235,7 +237,7 @@ impl OpenSegment {
                 return Err(None);
             }
             let limit = ReadLimit { fence, finished, max_bytes: READ_BYTES };
-            let outcome = match self.read_some(limit, intake) {
+            let outcome = match self.read_some(limit, options, intake) {
                 Ok(None) if finished => return Ok(Step::Finished),
                 Ok(None) => return Ok(Step::Waiting),
                 Ok(Some(report)) => {
@@ -277,6 +279,7 @@ impl OpenSegment {
     fn read_some(
         &mut self,
         limit: ReadLimit,
+        options: &ReadOptions,
         intake: &mut Intake,
     ) -> Result<Option<cdc_commitlog::ReadReport>, ReadError> {
         if self.reader.is_none() {
@@ -284,7 +287,7 @@ impl OpenSegment {
                 return Ok(None);
             }
             let resume = intake.offset(self.file.id);
-            self.reader = SegmentReader::open(&self.file, resume, SegmentReader::ENTRY_BYTES_MAX)?;
+            self.reader = SegmentReader::open_with(&self.file, resume, options)?;
         }
         let Some(reader) = &mut self.reader else { return Ok(None) };
         let format = reader.format();
@@ -312,7 +315,9 @@ impl OpenSegment {
                 Ok(if self.is_final { Step::Finished } else { Step::Waiting })
             }
             // Not this segment but all of them: a person must choose what to do.
-            ReadError::Unsupported { .. } | ReadError::EntryTooLarge { .. } => Err(error.into()),
+            ReadError::Unsupported { .. } | ReadError::EntryTooLarge { .. } | ReadError::SectionTooLarge { .. } => {
+                Err(error.into())
+            }
         }
     }
 }

@@ -8,3 +8,4 @@ mod decoding;
 mod fuzz;
 mod golden;
 mod support;
+mod transformed;
