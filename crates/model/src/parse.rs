@@ -1,5 +1,7 @@
 //! CQL type names as `system_schema.columns.type` spells them.
 
+use std::cell::Cell;
+
 use crate::CqlType;
 
 #[derive(thiserror::Error, Debug, PartialEq, Eq)]
@@ -18,19 +20,23 @@ pub trait UdtResolver {
 
 /// Parses a type as in `map<text, frozen<list<int>>>`, user types resolved.
 pub fn parse_type(text: &str, udts: &impl UdtResolver) -> Result<CqlType, TypeError> {
-    let mut parser = Parser { text, rest: text, udts, depth: DEPTH_MAX };
+    let left = Cell::new(TYPES_MAX);
+    let mut parser = Parser { text, rest: text, udts, depth: DEPTH_MAX, left: &left };
     let ty = parser.ty(false)?;
     if parser.rest.trim().is_empty() { Ok(ty) } else { Err(parser.error()) }
 }
 
 /// Types nested deeper than this are refused rather than recursed into: no value of theirs would be decoded.
 const DEPTH_MAX: usize = 64;
+/// User types that name each other twice grow with every level; no real one comes near.
+const TYPES_MAX: usize = 10_000;
 
 struct Parser<'a, U> {
     text: &'a str,
     rest: &'a str,
     udts: &'a U,
     depth: usize,
+    left: &'a Cell<usize>,
 }
 
 impl<U: UdtResolver> Parser<'_, U> {
@@ -90,6 +96,7 @@ impl<U: UdtResolver> Parser<'_, U> {
 
     fn ty(&mut self, frozen: bool) -> Result<CqlType, TypeError> {
         self.depth = self.depth.checked_sub(1).ok_or_else(|| self.error())?;
+        self.left.set(self.left.get().checked_sub(1).ok_or_else(|| self.error())?);
         let ty = self.nested(frozen)?;
         self.depth += 1;
         Ok(ty)
@@ -136,7 +143,7 @@ impl<U: UdtResolver> Parser<'_, U> {
         let fields = fields
             .iter()
             .map(|(field, text)| {
-                let mut parser = Parser { text, rest: text, udts: self.udts, depth: self.depth };
+                let mut parser = Parser { text, rest: text, udts: self.udts, depth: self.depth, left: self.left };
                 let ty = parser.ty(true)?;
                 if parser.rest.trim().is_empty() { Ok((field.clone(), ty)) } else { Err(parser.error()) }
             })
