@@ -16,6 +16,7 @@ pub use decode::{DecodeError, Decoder, Schemas};
 pub use header::Format;
 pub use reader::{Damage, DamageKind, Fence, ReadError, ReadLimit, ReadOutcome, ReadReport, SegmentReader};
 pub use schema::{
-    Definition, RowKind, SchemaDeletion, SchemaFault, SchemaFile, SchemaFileError, SchemaRow,
+    Definition, Followed, RowKind, SchemaDeletion, SchemaFault, SchemaFile, SchemaFileError, SchemaHistory, SchemaRow,
+    Truncation,
 };
 pub use segment::{CaptureMode, Index, SegmentFile, list_segments, read_index};
