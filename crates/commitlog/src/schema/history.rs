@@ -206,6 +206,9 @@ impl SchemaHistory {
                     mutation.names.insert(Name { keyspace: keyspace.clone(), name: name.clone() });
                 }
                 if let Some(deletion) = row.deletion {
+                    if kind == RowKind::Column {
+                        mutation.shrunk.insert(Name { keyspace: keyspace.clone(), name: name.clone() });
+                    }
                     let (keyspace, name, column) = (keyspace.clone(), name.clone(), column.clone());
                     self.rows.delete(Place { keyspace, kind, name, column }, deletion.time.0);
                 }
@@ -292,6 +295,8 @@ struct SchemaMutation {
     /// Tables whose own row is among them.
     born: BTreeMap<Name, TableId>,
     names: HashSet<Name>,
+    /// Tables of which a column is deleted.
+    shrunk: HashSet<Name>,
     /// Keyspaces of which anything may have changed.
     keyspaces: HashSet<String>,
 }
@@ -309,8 +314,8 @@ impl SchemaMutation {
     ///
     /// An `ALTER TABLE` repeats the table's row and holds the columns it changes, key columns where it renames or masks
     /// them (`SchemaKeyspace.addAlterTableToSchemaMutation`). What tells a `CREATE TABLE` apart is that the id, which is
-    /// a time, and the columns are of the same time. The node's own tables have an id made of their name and are written
-    /// whole.
+    /// a time, and the columns are of the same time, and that it deletes no column, as a rename does. The node's own
+    /// tables have an id made of their name and are written whole.
     fn whole(&self) -> Vec<TableId> {
         const TOLERANCE_US: u64 = 60_000_000;
         let is_whole = |(name, id): &(&Name, &TableId)| {
@@ -318,7 +323,7 @@ impl SchemaMutation {
             let mut keys = keys
                 .filter(|row| matches!(&row.definition, Definition::Column { kind, .. } if kind == "partition_key"))
                 .peekable();
-            if keys.peek().is_none() {
+            if keys.peek().is_none() || self.shrunk.contains(*name) {
                 return false;
             }
             let Some(made) = id.0.get_timestamp() else { return id.0.get_version_num() == 3 };
