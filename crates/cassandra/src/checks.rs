@@ -18,6 +18,11 @@ impl Wanted {
         let valid = !keyspace.is_empty() && !table.is_empty() && !table.contains('.');
         valid.then(|| Self { keyspace: keyspace.to_owned(), table: (table != "*").then(|| table.to_owned()) })
     }
+
+    /// Whether the entry names this table.
+    pub fn matches(&self, table: &TableSchema) -> bool {
+        self.keyspace == table.keyspace && self.table.as_ref().is_none_or(|name| *name == table.name)
+    }
 }
 
 /// What in the node's own configuration stands in the way of capture.

@@ -8,13 +8,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use cdc_cassandra::checks::Wanted;
 use cdc_commitlog::{DecodeError, Decoder, Format};
 use cdc_model::{Change, NodeId, Provenance, SegmentId, SegmentPosition, TableId, TableSchema};
 use tokio::sync::mpsc;
 
 use crate::{
     SourceError, SourceMetrics,
-    config::TablePattern,
     position::Offsets,
     quarantine::Quarantine,
     schema::{Comparison, Schemas},
@@ -50,7 +50,7 @@ pub(crate) struct Halted;
 
 /// What captured tables are.
 #[derive(Clone, Debug)]
-pub(crate) struct Captured(pub(crate) Arc<[TablePattern]>);
+pub(crate) struct Captured(pub(crate) Arc<[Wanted]>);
 
 impl Captured {
     pub(crate) fn contains(&self, table: &TableSchema) -> bool {
@@ -59,7 +59,7 @@ impl Captured {
 
     /// Captured, or would be with `cdc = true`.
     pub(crate) fn matches(&self, table: &TableSchema) -> bool {
-        self.0.iter().any(|pattern| pattern.matches(table))
+        self.0.iter().any(|wanted| wanted.matches(table))
     }
 }
 
