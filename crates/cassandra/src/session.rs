@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cdc_commitlog::SchemaFile;
 use cdc_model::{NodeId, TableSchema};
 use cdc_runtime::Lifecycle;
 use futures::future::BoxFuture;
@@ -138,12 +139,35 @@ impl Cassandra {
         })
     }
 
-    /// All tables and views of all keyspaces, with dropped columns; what a commit log can contain.
+    /// All tables and views of all keyspaces, with dropped columns; what a commit log can contain. Those that cannot be
+    /// used are left out with a warning.
     ///
     /// # Errors
-    /// If the node does not answer or a table has no usable schema.
-    pub fn load_schema(&self) -> BoxFuture<'_, Result<Vec<TableSchema>, CassandraError>> {
-        Box::pin(async move { schema::load(self).await })
+    /// If the node does not answer.
+    pub async fn load_schema(&self) -> Result<Vec<TableSchema>, CassandraError> {
+        let (tables, faults) = self.load_schema_file().await?.tables();
+        for fault in faults {
+            warn!(%fault, "a table is not captured");
+        }
+        Ok(tables)
+    }
+
+    /// The same as rows, to be kept in a file or to begin a history with.
+    ///
+    /// # Errors
+    /// If the node does not answer.
+    pub fn load_schema_file(&self) -> BoxFuture<'_, Result<SchemaFile, CassandraError>> {
+        Box::pin(schema::load(self))
+    }
+
+    /// Changes with every change of the schema.
+    ///
+    /// # Errors
+    /// If the node does not answer.
+    pub async fn schema_version(&self) -> Result<Uuid, CassandraError> {
+        let table = "system.local";
+        let versions: Vec<(Uuid,)> = self.rows(table, "select schema_version from system.local").await?;
+        versions.into_iter().next().map(|(version,)| version).ok_or(CassandraError::NoRow { table })
     }
 
     pub(crate) async fn rows<R>(&self, table: &'static str, query: &str) -> Result<Vec<R>, CassandraError>

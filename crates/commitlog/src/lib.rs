@@ -16,6 +16,7 @@ mod input;
 mod keystore;
 mod layout;
 mod reader;
+mod schema;
 mod section;
 mod segment;
 
@@ -24,5 +25,9 @@ pub use header::Format;
 pub use keystore::{Keystore, KeystoreError};
 pub use reader::{
     Damage, DamageKind, Fence, ReadError, ReadLimit, ReadOptions, ReadOutcome, ReadReport, SegmentReader,
+};
+pub use schema::{
+    Definition, Followed, RowKind, SchemaDeletion, SchemaFault, SchemaFile, SchemaFileError, SchemaHistory, SchemaRow,
+    Truncation,
 };
 pub use segment::{CaptureMode, Index, SegmentFile, list_segments, read_index};

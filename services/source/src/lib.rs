@@ -19,6 +19,8 @@ mod outlet;
 mod position;
 mod position_file;
 mod quarantine;
+mod schema;
+mod schema_store;
 mod segment;
 mod start;
 
@@ -35,6 +37,7 @@ pub use outlet::{ChannelBatch, ChannelOutlet, Outlet};
 pub use position::{Offsets, OffsetsError};
 pub use position_file::PositionFileError;
 pub use quarantine::QuarantineError;
+pub use schema_store::SchemaStoreError;
 
 use crate::{
     intake::Batch,
@@ -121,6 +124,8 @@ pub enum SourceError {
     Quarantine(#[from] QuarantineError),
     #[error("source.keystore cannot be used")]
     Keystore(#[from] cdc_commitlog::KeystoreError),
+    #[error(transparent)]
+    SchemaStore(#[from] SchemaStoreError),
     #[error(transparent)]
     Segment(#[from] cdc_commitlog::ReadError),
     #[error(transparent)]

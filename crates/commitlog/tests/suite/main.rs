@@ -7,5 +7,6 @@ mod damage;
 mod decoding;
 mod fuzz;
 mod golden;
+mod schema;
 mod support;
 mod transformed;

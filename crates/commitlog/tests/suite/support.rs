@@ -173,7 +173,7 @@ impl Golden {
     }
 }
 
-fn unpack(name: &str) -> Vec<u8> {
+pub(crate) fn unpack(name: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     let mut bytes = Vec::new();
     flate2::read::GzDecoder::new(std::fs::File::open(path).unwrap()).read_to_end(&mut bytes).unwrap();
