@@ -45,14 +45,14 @@ pub(super) struct InputArgs {
 
 /// `--from`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum From {
+pub(super) enum Start {
     /// Behind this position.
     Position(SegmentPosition),
     /// What is written from now on.
     End,
 }
 
-impl FromStr for From {
+impl FromStr for Start {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -228,7 +228,8 @@ impl Tail {
     /// Looks for new segments, and which are complete. One that cannot be opened is reported once.
     pub(super) fn look(&mut self, options: &ReadOptions, fault: &mut dyn FnMut(&ReadError)) -> anyhow::Result<()> {
         let there = list_segments(&self.folder).map_err(|error| unreadable(&self.folder, &error))?;
-        for file in there.iter().filter(|file| file.id >= self.next) {
+        let first = self.next;
+        for file in there.iter().filter(|file| file.id >= first) {
             match Open::new(file, options) {
                 // Those behind it are not written to before this one.
                 Ok(None) => break,
@@ -253,9 +254,9 @@ mod tests {
     #[test]
     fn a_position_is_read_as_it_is_printed() {
         let at = SegmentPosition { segment: SegmentId(17), offset: 42 };
-        assert_eq!(at.to_string().parse(), Ok(From::Position(at)));
-        assert_eq!("17".parse(), Ok(From::Position(SegmentPosition { offset: 0, ..at })));
-        assert_eq!("end".parse(), Ok(From::End));
-        assert!("17:x".parse::<From>().is_err());
+        assert_eq!(at.to_string().parse(), Ok(Start::Position(at)));
+        assert_eq!("17".parse(), Ok(Start::Position(SegmentPosition { offset: 0, ..at })));
+        assert_eq!("end".parse(), Ok(Start::End));
+        assert!("17:x".parse::<Start>().is_err());
     }
 }
