@@ -1,7 +1,7 @@
 //! Nodes that write the segments.
 
 use cdc_testkit::Cassandra;
-use cdc_workload::every_change::{self, Options, Outcome};
+use cdc_workload::every_change::{self, EveryChange, Options};
 use tokio::runtime::Runtime;
 
 /// How a node writes its commit log.
@@ -36,19 +36,22 @@ impl Node {
         Self { cassandra, runtime: Runtime::new().unwrap(), combination: *combination }
     }
 
-    pub(crate) fn write(&self, seed: u64, statements: usize) -> anyhow::Result<Outcome> {
+    pub(crate) fn write(&self, seed: u64, statements: usize) -> anyhow::Result<usize> {
         let options = Options {
             seed,
             keyspace: format!("seed_{seed}"),
-            statements,
             vectors: self.combination.version.starts_with("5."),
             longest_ttl: if self.combination.direct { 630_720_000 } else { 300_000_000 },
             longest_blob: 150 << 10,
-            alter: true,
         };
         self.runtime.block_on(async {
             let session = every_change::connect(&self.cassandra.contact_points()).await?;
-            every_change::run(&session, &options).await
+            let mut c = EveryChange::new(options);
+            c.create(&session).await?;
+            let mut refused = c.write(&session, statements).await?;
+            c.alter(&session, 15).await?;
+            refused += c.write(&session, statements).await?;
+            Ok(refused)
         })
     }
 }

@@ -3,7 +3,7 @@
 use rand::{RngExt as _, seq::IndexedRandom as _};
 use rand_chacha::ChaCha8Rng;
 
-use super::schema::{Column, Shape, Table};
+use super::schema::{Column, Table};
 use super::types::{Native, Place, Type, Types, quote};
 
 /// Changes the remembered schema and says how; `None` if what was drawn cannot be done now.

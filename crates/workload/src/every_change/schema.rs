@@ -161,9 +161,21 @@ impl Table {
 
     /// The same partition keys as `other`, which puts updates of both into one mutation; not captured.
     pub(super) fn twin(other: &Self, types: &Types, rng: &mut ChaCha8Rng) -> Self {
-        let mut table = Self::random(types, "uncaptured_twin", rng);
-        table.partition_key.clone_from(&other.partition_key);
-        table.partitions.clone_from(&other.partitions);
+        let mut table = Self {
+            name: "uncaptured_twin".to_owned(),
+            clustering: Vec::new(),
+            statics: Vec::new(),
+            regulars: Vec::new(),
+            options: Vec::new(),
+            rows: Vec::new(),
+            ..other.clone()
+        };
+        let column = table.column(types.random(rng, Place::Key, 1), rng);
+        table.clustering.push((column, Order::Ascending));
+        for _ in 0..4 {
+            let column = table.column(types.random(rng, Place::Column, 2), rng);
+            table.regulars.push(column);
+        }
         table
     }
 

@@ -132,11 +132,6 @@ impl Types {
         }
         bytes
     }
-
-    /// Bytes of one element of a non-frozen collection, never empty for those Cassandra refuses as empty.
-    pub(super) fn element(&self, ty: &Type, place: Place, rng: &mut ChaCha8Rng) -> Value {
-        Value::Bytes(self.value(ty, place, rng))
-    }
 }
 
 fn inner(place: Place) -> Place {
