@@ -14,7 +14,7 @@ pub(super) fn alter(
     rng: &mut ChaCha8Rng,
 ) -> Option<Vec<String>> {
     if rng.random_bool(0.15) {
-        return Some(vec![alter_type(keyspace, types, rng)]);
+        return alter_type(keyspace, types, tables, rng).map(|cql| vec![cql]);
     }
     let table = tables.choose_mut_where(Table::may_change, rng)?;
     let name = format!("{keyspace}.{}", table.name);
@@ -38,7 +38,7 @@ pub(super) fn alter(
         }
         5..7 => {
             // One with a UDT is kept as a tuple once dropped and may not come back.
-            let at = table.dropped.iter().position(|(column, _)| !column.ty.has_udt())?;
+            let at = table.dropped.iter().position(|(column, _)| !types.has_udt(&column.ty))?;
             let (mut column, is_static) = table.dropped.remove(at);
             if column.ty == Type::Native(Native::Ascii) && rng.random() {
                 column.ty = Type::Native(Native::Text);
@@ -72,8 +72,10 @@ fn add(name: &str, types: &Types, table: &mut Table, column: Column, is_static: 
     cql
 }
 
-fn alter_type(keyspace: &str, types: &mut Types, rng: &mut ChaCha8Rng) -> String {
+fn alter_type(keyspace: &str, types: &mut Types, tables: &[Table], rng: &mut ChaCha8Rng) -> Option<String> {
     let udt = rng.random_range(0..types.udts.len());
+    let of_partitions = tables.iter().flat_map(|table| &table.partition_key);
+    let is_in_key = of_partitions.clone().any(|column| types.refers_to(&column.ty, udt));
     let fields = types.udts[udt].fields.len();
     let field = format!("added{fields}");
     // Not of a type that could hold this one, and nothing that may not be ordered.
@@ -84,22 +86,13 @@ fn alter_type(keyspace: &str, types: &mut Types, rng: &mut ChaCha8Rng) -> String
         let (name, _) = &mut udt.fields[rng.random_range(0..fields)];
         let fresh = format!("renamed{}", name.len()) + name;
         let old = std::mem::replace(name, fresh);
-        return format!("alter type {keyspace}.{} rename {} to {}", udt.name, quote(&old), quote(name));
+        return Some(format!("alter type {keyspace}.{} rename {} to {}", udt.name, quote(&old), quote(name)));
+    }
+    if is_in_key {
+        return None;
     }
     udt.fields.push((field.clone(), ty));
-    format!("alter type {keyspace}.{} add {} {definition}", udt.name, quote(&field))
-}
-
-impl Type {
-    fn has_udt(&self) -> bool {
-        match self {
-            Self::Udt { .. } => true,
-            Self::Native(_) | Self::Counter => false,
-            Self::List { element, .. } | Self::Set { element, .. } | Self::Vector { element, .. } => element.has_udt(),
-            Self::Map { key, value, .. } => key.has_udt() || value.has_udt(),
-            Self::Tuple(parts) => parts.iter().any(Self::has_udt),
-        }
-    }
+    Some(format!("alter type {keyspace}.{} add {} {definition}", udt.name, quote(&field)))
 }
 
 trait ChooseWhere<T> {

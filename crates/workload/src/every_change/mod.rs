@@ -283,7 +283,7 @@ impl EveryChange {
         let full_name = format!("{}.{}", self.options.keyspace, table.name);
         let index = Value::Bytes(rng.random_range(0..3_i32).to_be_bytes().to_vec());
         let (cql, mut values) = if rng.random() {
-            let value = Value::Bytes(types.value(element, Place::Element, rng));
+            let value = Value::Bytes(types.item(element, Place::Element, rng));
             (format!("update {full_name} set {name}[?] = ? where {keys}"), vec![index, value])
         } else {
             (format!("delete {name}[?] from {full_name} where {keys}"), vec![index])

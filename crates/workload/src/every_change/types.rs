@@ -168,17 +168,30 @@ impl Types {
         }
     }
 
-    pub(super) fn has_duration(&self, ty: &Type) -> bool {
-        match ty {
-            Type::Native(native) => *native == Native::Duration,
-            Type::Counter => false,
-            Type::List { element, .. } | Type::Set { element, .. } | Type::Vector { element, .. } => {
-                self.has_duration(element)
+    /// Whether the type, or one within it, is such.
+    fn contains(&self, ty: &Type, is_such: &impl Fn(&Type) -> bool) -> bool {
+        is_such(ty)
+            || match ty {
+                Type::Native(_) | Type::Counter => false,
+                Type::List { element, .. } | Type::Set { element, .. } | Type::Vector { element, .. } => {
+                    self.contains(element, is_such)
+                }
+                Type::Map { key, value, .. } => self.contains(key, is_such) || self.contains(value, is_such),
+                Type::Tuple(parts) => parts.iter().any(|part| self.contains(part, is_such)),
+                Type::Udt { udt, .. } => self.udts[*udt].fields.iter().any(|(_, ty)| self.contains(ty, is_such)),
             }
-            Type::Map { key, value, .. } => self.has_duration(key) || self.has_duration(value),
-            Type::Tuple(parts) => parts.iter().any(|part| self.has_duration(part)),
-            Type::Udt { udt, .. } => self.udts[*udt].fields.iter().any(|(_, ty)| self.has_duration(ty)),
-        }
+    }
+
+    pub(super) fn has_duration(&self, ty: &Type) -> bool {
+        self.contains(ty, &|ty| *ty == Type::Native(Native::Duration))
+    }
+
+    pub(super) fn has_udt(&self, ty: &Type) -> bool {
+        self.contains(ty, &|ty| matches!(ty, Type::Udt { .. }))
+    }
+
+    pub(super) fn refers_to(&self, ty: &Type, udt: usize) -> bool {
+        self.contains(ty, &|ty| matches!(ty, Type::Udt { udt: other, .. } if *other == udt))
     }
 
     pub(super) fn cql(&self, ty: &Type) -> String {

@@ -77,22 +77,34 @@ impl Types {
             Type::Counter => big_int(rng).to_be_bytes().to_vec(),
             Type::List { element, .. } => {
                 let count = few(rng);
-                collection(count, (0..count).map(|_| self.value(element, inner(place), rng)).collect())
+                collection(count, (0..count).map(|_| self.item(element, inner(place), rng)).collect())
             }
             Type::Set { element, .. } => {
                 let count = few(rng);
-                collection(count, (0..count).map(|_| self.value(element, Place::Key, rng)).collect())
+                collection(count, (0..count).map(|_| self.item(element, Place::Key, rng)).collect())
             }
             Type::Map { key, value, .. } => {
                 let count = few(rng);
                 let entries = (0..count)
-                    .flat_map(|_| [self.value(key, Place::Key, rng), self.value(value, inner(place), rng)])
+                    .flat_map(|_| [self.item(key, Place::Key, rng), self.item(value, inner(place), rng)])
                     .collect();
                 collection(count, entries)
             }
             Type::Tuple(parts) => self.parts(parts.iter(), place, rng),
             Type::Udt { udt, .. } => self.parts(self.udts[*udt].fields.iter().map(|(_, ty)| ty), place, rng),
             Type::Vector { element, dimension } => self.vector(element, *dimension, place, rng),
+        }
+    }
+
+    /// Of a collection or vector. Cassandra takes apart and rebuilds these, and an empty value becomes none on the way
+    /// where zero bytes are not an ordinary value of the type.
+    pub(super) fn item(&self, ty: &Type, place: Place, rng: &mut ChaCha8Rng) -> Vec<u8> {
+        let may_be_empty = matches!(ty, Type::Native(Native::Ascii | Native::Blob | Native::Text));
+        loop {
+            let value = self.value(ty, place, rng);
+            if may_be_empty || !value.is_empty() {
+                return value;
+            }
         }
     }
 
@@ -120,12 +132,8 @@ impl Types {
     fn vector(&self, element: &Type, dimension: usize, place: Place, rng: &mut ChaCha8Rng) -> Vec<u8> {
         let mut bytes = Vec::new();
         for _ in 0..dimension {
-            let mut value = self.value(element, inner(place), rng);
-            if element.has_fixed_length() {
-                while value.is_empty() {
-                    value = self.value(element, inner(place), rng);
-                }
-            } else {
+            let value = self.item(element, inner(place), rng);
+            if !element.has_fixed_length() {
                 unsigned_vint(&mut bytes, value.len() as u64);
             }
             bytes.extend(value);

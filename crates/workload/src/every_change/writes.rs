@@ -57,7 +57,7 @@ impl Writer<'_> {
             _ => row.len(),
         };
         columns.extend(table.clustering.iter().map(|(column, _)| column).zip(row).take(clustered));
-        let share = [0.0, 0.2, 0.7, 1.0][rng.random_range(0..4)];
+        let share = if table.shape == Shape::CompactStatic { 1.0 } else { [0.0, 0.2, 0.7, 1.0][rng.random_range(0..4)] };
         let is_static_only = clustered == 0 && !table.clustering.is_empty();
         let statics = table.statics.iter().filter(|_| is_static_only || rng.random_bool(0.3)).collect::<Vec<_>>();
         let is_dense = table.shape == Shape::CompactDense;
@@ -106,7 +106,7 @@ impl Writer<'_> {
             assignments.push(text);
             values.extend(bound);
         }
-        let (mut relations, keys) = self.key(table, partition, &row, rng);
+        let (mut relations, keys) = self.key(table, partition, &row);
         values.extend(keys);
         if context == Context::Conditional {
             relations.push_str(" if ");
@@ -135,7 +135,7 @@ impl Writer<'_> {
             let step: i64 = if rng.random_bool(0.1) { rng.random::<i64>() / 2 } else { rng.random_range(-9..100) };
             values.push(Value::Bytes(step.to_be_bytes().to_vec()));
         }
-        let (relations, keys) = self.key(table, partition, &row, rng);
+        let (relations, keys) = self.key(table, partition, &row);
         values.extend(keys);
         Write { cql: format!("update {} set {} where {relations}", self.name(table), assignments.join(", ")), values }
     }
@@ -157,7 +157,12 @@ impl Writer<'_> {
         match &column.ty {
             Type::List { .. } => {
                 let form = ["{} = {} + ?", "{} = ? + {}", "{} = {} - ?"][rng.random_range(0..3)];
-                (form.replace("{}", &name), vec![added(rng)])
+                // Cassandra fails on an unset one to take away.
+                let value = match added(rng) {
+                    Value::Unset if form.ends_with("- ?") => Value::Null,
+                    value => value,
+                };
+                (form.replace("{}", &name), vec![value])
             }
             Type::Set { .. } => {
                 let form = ["{} = {} + ?", "{} = {} - ?"][rng.random_range(0..2)];
@@ -167,12 +172,13 @@ impl Writer<'_> {
                 0 => (format!("{name} = {name} + ?"), vec![added(rng)]),
                 1 => {
                     let count = rng.random_range(0..4);
-                    let keys = (0..count).map(|_| self.types.value(key, Place::Key, rng)).collect();
+                    let keys = (0..count).map(|_| self.types.item(key, Place::Key, rng)).collect();
                     (format!("{name} = {name} - ?"), vec![Value::Bytes(collection(count, keys))])
                 }
                 _ => {
-                    let key = Value::Bytes(self.types.value(key, Place::Key, rng));
-                    let value = if rng.random_bool(0.2) { Value::Null } else { self.value(value, rng) };
+                    let key = Value::Bytes(self.types.item(key, Place::Key, rng));
+                    let value = Value::Bytes(self.types.item(value, Place::Element, rng));
+                    let value = if rng.random_bool(0.2) { Value::Null } else { value };
                     (format!("{name}[?] = ?"), vec![key, value])
                 }
             },
@@ -185,35 +191,33 @@ impl Writer<'_> {
     }
 
     fn delete(&self, table: &mut Table, partition: &[Value], context: Context, rng: &mut ChaCha8Rng) -> Write {
-        let (using, values) =
+        let (using, used) =
             if table.shape == Shape::Counters { Default::default() } else { self.using(context, false, rng) };
-        let mut write = Write { cql: String::new(), values };
         let columns = if table.shape == Shape::CompactDense { Vec::new() } else { self.deleted_columns(table, rng) };
         let has_ranges = !table.clustering.is_empty();
-        let relations = match rng.random_range(0..10) {
+        let (relations, keys) = match rng.random_range(0..10) {
             0..3 if !columns.is_empty() => {
                 let is_static = columns.iter().all(|column| table.statics.iter().any(|other| other.name == column.name));
                 let row = if is_static { Vec::new() } else { table.row(self.types, rng) };
-                let mut names = Vec::new();
+                let (mut names, mut values) = (Vec::new(), Vec::new());
                 for column in &columns {
-                    names.push(self.deleted(column, &mut write.values, rng));
+                    names.push(self.deleted(column, &mut values, rng));
                 }
-                let (relations, keys) = self.key(table, partition, &row, rng);
-                write.values.extend(keys);
+                let (relations, keys) = self.key(table, partition, &row);
                 let cql = format!("delete {} from {}{using} where {relations}", names.join(", "), self.name(table));
-                return Write { cql: if context == Context::Conditional { cql + " if exists" } else { cql }, ..write };
+                let cql = if context == Context::Conditional { cql + " if exists" } else { cql };
+                return Write { cql, values: [values, used, keys].concat() };
             }
-            3..5 if context != Context::Conditional => self.key(table, partition, &[], rng),
+            3..5 if context != Context::Conditional => self.key(table, partition, &[]),
             5..8 if has_ranges && context != Context::Conditional => self.range(table, partition, rng),
             _ => {
                 let row = table.row(self.types, rng);
-                self.key(table, partition, &row, rng)
+                self.key(table, partition, &row)
             }
         };
-        write.values.extend(relations.1);
         let condition = if context == Context::Conditional { " if exists" } else { "" };
-        write.cql = format!("delete from {}{using} where {}{condition}", self.name(table), relations.0);
-        write
+        let cql = format!("delete from {}{using} where {relations}{condition}", self.name(table));
+        Write { cql, values: [used, keys].concat() }
     }
 
     fn deleted_columns(&self, table: &Table, rng: &mut ChaCha8Rng) -> Vec<Column> {
@@ -232,7 +236,7 @@ impl Writer<'_> {
         }
         match &column.ty {
             Type::Set { element: key, .. } | Type::Map { key, .. } => {
-                values.push(Value::Bytes(self.types.value(key, Place::Key, rng)));
+                values.push(Value::Bytes(self.types.item(key, Place::Key, rng)));
                 format!("{name}[?]")
             }
             Type::Udt { udt, .. } => {
@@ -248,7 +252,7 @@ impl Writer<'_> {
         let (low, high) = (table.row(self.types, rng), table.row(self.types, rng));
         let names: Vec<_> = table.clustering.iter().map(|(column, _)| quote(&column.name)).collect();
         let equal = rng.random_range(0..names.len());
-        let (mut relations, mut values) = self.key(table, partition, &low[..equal], rng);
+        let (mut relations, mut values) = self.key(table, partition, &low[..equal]);
         let (above, below) = ([">", ">="][rng.random_range(0..2)], ["<", "<="][rng.random_range(0..2)]);
         let name = &names[equal];
         // Alone, as several columns may not be mixed with single ones in front.
@@ -289,7 +293,7 @@ impl Writer<'_> {
     }
 
     /// `partition AND row`, of which only the given columns.
-    fn key(&self, table: &Table, partition: &[Value], row: &[Value], _: &mut ChaCha8Rng) -> (String, Vec<Value>) {
+    fn key(&self, table: &Table, partition: &[Value], row: &[Value]) -> (String, Vec<Value>) {
         let columns = table.partition_key.iter().chain(table.clustering.iter().take(row.len()).map(|(column, _)| column));
         let relations: Vec<_> = columns.map(|column| format!("{} = ?", quote(&column.name))).collect();
         (relations.join(" and "), [partition, row].concat())
