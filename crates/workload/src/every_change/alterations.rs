@@ -28,10 +28,10 @@ pub(super) fn alter(
         3..5 => {
             let is_static = !table.statics.is_empty() && rng.random_bool(0.3);
             let columns = if is_static { &mut table.statics } else { &mut table.regulars };
-            if columns.is_empty() {
-                return None;
-            }
-            let column = columns.remove(rng.random_range(0..columns.len()));
+            // One of a non-frozen UDT cannot be dropped.
+            let droppable: Vec<usize> =
+                (0..columns.len()).filter(|at| !matches!(columns[*at].ty, Type::Udt { frozen: false, .. })).collect();
+            let column = columns.remove(*droppable.choose(rng)?);
             let cql = format!("alter table {name} drop {}", quote(&column.name));
             table.dropped.push((column, is_static));
             Some(vec![cql])

@@ -61,12 +61,13 @@ impl Types {
         let mut types = Self { udts: Vec::new(), vectors };
         for index in 0..4 {
             let place = if index == 0 { Place::Key } else { Place::Element };
-            let fields = (0..rng.random_range(1..5)).map(|field| {
+            let created = rng.random_range(1..5);
+            let fields = (0..created).map(|field| {
                 let name = if field == 2 { "Mixed \"field\"".to_owned() } else { format!("f{field}") };
                 (name, types.random(rng, place, 2))
             });
             let fields = fields.collect();
-            types.udts.push(Udt { name: format!("udt_{index}"), fields });
+            types.udts.push(Udt { name: format!("udt_{index}"), fields, created });
         }
         types
     }

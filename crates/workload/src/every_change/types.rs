@@ -113,6 +113,8 @@ pub(super) enum Type {
 pub(super) struct Udt {
     pub(super) name: String,
     pub(super) fields: Vec<(String, Type)>,
+    /// Of them, those it was created with.
+    pub(super) created: usize,
 }
 
 /// Where a type stands, which limits what it may be.

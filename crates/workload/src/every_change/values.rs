@@ -91,7 +91,12 @@ impl Types {
                 collection(count, entries)
             }
             Type::Tuple(parts) => self.parts(parts.iter(), place, rng),
-            Type::Udt { udt, .. } => self.parts(self.udts[*udt].fields.iter().map(|(_, ty)| ty), place, rng),
+            Type::Udt { udt, .. } => {
+                let udt = &self.udts[*udt];
+                // Cassandra (5.0.5) takes added fields for rubbish where the type stands within another.
+                let known = if place == Place::Column { udt.fields.len() } else { udt.created };
+                self.parts(udt.fields[..known].iter().map(|(_, ty)| ty), place, rng)
+            }
             Type::Vector { element, dimension } => self.vector(element, *dimension, place, rng),
         }
     }

@@ -157,9 +157,9 @@ impl Writer<'_> {
         match &column.ty {
             Type::List { .. } => {
                 let form = ["{} = {} + ?", "{} = ? + {}", "{} = {} - ?"][rng.random_range(0..3)];
-                // Cassandra fails on an unset one to take away.
+                // Cassandra fails on an unset one.
                 let value = match added(rng) {
-                    Value::Unset if form.ends_with("- ?") => Value::Null,
+                    Value::Unset => Value::Null,
                     value => value,
                 };
                 (form.replace("{}", &name), vec![value])
