@@ -40,6 +40,16 @@ impl Compressor {
         })
     }
 
+    pub(crate) fn class(self) -> &'static str {
+        match self {
+            Self::Lz4 => "LZ4Compressor",
+            Self::Snappy => "SnappyCompressor",
+            Self::Deflate => "DeflateCompressor",
+            Self::Zstd => "ZstdCompressor",
+            Self::Noop => "NoopCompressor",
+        }
+    }
+
     /// Whether so many bytes can stand for so many plain ones.
     pub(crate) fn can_hold(self, stored: u64, plain: u64) -> bool {
         let ratio = match self {

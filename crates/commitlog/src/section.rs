@@ -49,6 +49,13 @@ impl Sections {
         Ok(Some(Self { codec, limit: options.section_bytes_max, suspect: false }))
     }
 
+    pub(crate) fn encoding(&self) -> &'static str {
+        match self.codec {
+            Codec::Compressed(compressor) => compressor.class(),
+            Codec::Encrypted { .. } => "encrypted",
+        }
+    }
+
     /// What the section says of its plain length, unless no such section can have it.
     pub(crate) fn stated_length(&self, input: &Input, at: u64, next: u64) -> Result<Option<u64>, ReadError> {
         let Some(stored) = next.checked_sub(at + MARKER + LENGTH) else { return Ok(None) };
