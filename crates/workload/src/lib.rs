@@ -1,9 +1,10 @@
-//! A seeded shop workload on Cassandra, a probe of the delay to PostgreSQL, and an oracle that compares both stores
-//! cell by cell.
+//! A seeded shop workload on Cassandra, a probe of the delay to PostgreSQL, an oracle that compares both stores cell by
+//! cell, and a generator of every kind of change a commit log can hold.
 //!
 //! **Invariant:** nothing here depends on the pipeline's own crates. The oracle is worth something only because a
 //! mistake in the pipeline's decoding, merging or typing cannot be repeated in it.
 
+pub mod every_change;
 mod load;
 pub mod oracle;
 mod probe;
