@@ -237,14 +237,27 @@ impl SegmentReader {
         entry: &mut dyn FnMut(SegmentPosition, Bytes),
     ) -> Result<ReadReport, ReadError> {
         let mut report = ReadReport { outcome: ReadOutcome::More, entries: 0, bytes: 0, damage: Vec::new() };
+        match self.read_on(limit, entry, &mut report) {
+            // Nothing skipped goes untold: the error comes again with the next call.
+            Err(_) if !report.damage.is_empty() => Ok(report),
+            outcome => outcome.map(|outcome| ReadReport { outcome, ..report }),
+        }
+    }
+
+    fn read_on(
+        &mut self,
+        limit: ReadLimit,
+        entry: &mut dyn FnMut(SegmentPosition, Bytes),
+        report: &mut ReadReport,
+    ) -> Result<ReadOutcome, ReadError> {
         let idle = if limit.finished { ReadOutcome::End } else { ReadOutcome::Waiting };
         loop {
             if report.bytes >= limit.max_bytes as u64 && report.entries > 0 || report.damage.len() >= DAMAGE_MAX {
-                return Ok(report);
+                return Ok(ReadOutcome::More);
             }
             // Live, entries come first and markers only when entries fail: an entry that holds needs no marker.
-            if self.section_end.is_none() && limit.fence != Fence::Live && !self.close_section(limit, &mut report)? {
-                return Ok(self.rest(report, idle));
+            if self.section_end.is_none() && limit.fence != Fence::Live && !self.close_section(limit, report)? {
+                return Ok(self.rest(idle));
             }
             let end = match self.section_end {
                 // Fewer bytes than a size are no entry.
@@ -254,7 +267,7 @@ impl SegmentReader {
                 }
                 Some(end) => match limit.fence {
                     Fence::Durable(durable) if end > durable && !limit.finished => {
-                        return Ok(self.rest(report, idle));
+                        return Ok(self.rest(idle));
                     }
                     _ => end,
                 },
@@ -271,15 +284,15 @@ impl SegmentReader {
                     let (path, at) = (self.input.path.clone(), self.position(self.offset));
                     return Err(ReadError::EntryTooLarge { path, at, size, limit: self.entry_bytes_max });
                 }
-                failed if self.section_end.is_some() => self.skip(end, &failed, &mut report),
+                failed if self.section_end.is_some() => self.skip(end, &failed, report),
                 failed => {
-                    if !self.close_section(limit, &mut report)? {
+                    if !self.close_section(limit, report)? {
                         if limit.finished && !matches!(failed, Entry::Nothing) && !self.tail_reported {
                             self.tail_reported = true;
                             let bytes = self.input.length()?.saturating_sub(self.offset);
                             report.damage.push(self.damage(bytes, DamageKind::TornTail));
                         }
-                        return Ok(self.rest(report, idle));
+                        return Ok(self.rest(idle));
                     }
                 }
             }
@@ -345,11 +358,10 @@ impl SegmentReader {
         self.offset = section + MARKER;
     }
 
-    fn rest(&mut self, mut report: ReadReport, outcome: ReadOutcome) -> ReadReport {
+    fn rest(&mut self, outcome: ReadOutcome) -> ReadOutcome {
         self.input.forget();
         self.input.next_chunk = CHUNK_MIN;
-        report.outcome = outcome;
-        report
+        outcome
     }
 
     fn position(&self, offset: u64) -> SegmentPosition {

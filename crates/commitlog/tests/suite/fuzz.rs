@@ -165,8 +165,14 @@ pub fn segment(data: &[u8]) {
         for index in (0..whole.entries.len()).step_by(1 + whole.entries.len() / 6) {
             let at = whole.entries[index].0;
             let rest = read(&image, at, limit).expect("the header is the same");
-            assert_eq!(whole.entries[index + 1..], rest.entries, "on from {at}, {fence:?} {finished}");
-            assert_eq!(whole.end, rest.end, "on from {at}, {fence:?} {finished}");
+            let left = &whole.entries[index + 1..];
+            if whole.end.is_err() {
+                // Where a marker points is covered by no CRC: who did not read up to it cannot tell that it is wrong.
+                assert!(rest.entries.starts_with(left), "on from {at}, {fence:?} {finished}");
+            } else {
+                assert_eq!(left, rest.entries, "on from {at}, {fence:?} {finished}");
+                assert_eq!(whole.end, rest.end, "on from {at}, {fence:?} {finished}");
+            }
         }
     }
 }
