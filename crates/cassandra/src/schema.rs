@@ -1,136 +1,74 @@
-//! Tables as `system_schema` describes them.
-//!
-//! A column that was dropped and added again is loaded as it lives now; that cells from before the drop no longer
-//! belong to it is not kept.
+//! The rows of `system_schema` with their write times, so that what is read here and what stands in the log can be put
+//! in order.
 
-use std::collections::HashMap;
-
-use cdc_model::{Column, ColumnKind, CqlType, KeyColumn, TableId, TableSchema, UdtResolver, parse_type};
+use cdc_commitlog::{Definition, SchemaFile, SchemaRow};
+use cdc_model::TableId;
 use scylla::value::CqlTimestamp;
-use tracing::warn;
 use uuid::Uuid;
 
 use crate::{Cassandra, CassandraError};
 
-/// Cassandra's default, for tables that do not say.
-const GC_GRACE_SECONDS: i32 = 864_000;
+/// Keyspace, table, id, `cdc`, `gc_grace_seconds`, write time.
+type TableRow = (String, String, Uuid, Option<bool>, Option<i32>, Option<i64>);
 
-type Name = (String, String);
-/// Keyspace, table, id, `cdc`, `gc_grace_seconds`.
-type TableRow = (String, String, Uuid, Option<bool>, Option<i32>);
-/// Field names and types of the user types of one keyspace.
-type Types = HashMap<String, Vec<(String, String)>>;
-
-#[derive(Default)]
-struct Columns {
-    partition_key: Vec<(i32, KeyColumn)>,
-    clustering: Vec<(i32, KeyColumn)>,
-    others: Vec<Column>,
-}
-
-struct Resolver<'a> {
-    keyspace: &'a str,
-    types: Option<&'a Types>,
-}
-
-impl UdtResolver for Resolver<'_> {
-    fn keyspace(&self) -> &str {
-        self.keyspace
-    }
-
-    fn fields(&self, name: &str) -> Option<&[(String, String)]> {
-        self.types?.get(name).map(Vec::as_slice)
-    }
-}
-
-pub(crate) async fn load(cassandra: &Cassandra) -> Result<Vec<TableSchema>, CassandraError> {
-    let mut types: HashMap<String, Types> = HashMap::new();
-    let rows: Vec<(String, String, Vec<String>, Vec<String>)> = cassandra
+pub(crate) async fn load(cassandra: &Cassandra) -> Result<SchemaFile, CassandraError> {
+    let mut rows = Vec::new();
+    let mut push = |keyspace, name, column, written: Option<i64>, definition| {
+        let written_us = written.unwrap_or(SchemaFile::BEFORE_ANY_LOG);
+        rows.push(SchemaRow { keyspace, name, column, written_us, definition });
+    };
+    let types: Vec<(String, String, Vec<String>, Vec<String>, Option<i64>)> = cassandra
         .rows(
             "system_schema.types",
-            "select keyspace_name, type_name, field_names, field_types from system_schema.types",
+            "select keyspace_name, type_name, field_names, field_types, writetime(field_names) \
+             from system_schema.types",
         )
         .await?;
-    for (keyspace, name, names, field_types) in rows {
-        types.entry(keyspace).or_default().insert(name, names.into_iter().zip(field_types).collect());
+    for (keyspace, name, names, field_types, written) in types {
+        let fields = names.into_iter().zip(field_types).collect();
+        push(keyspace, name, String::new(), written, Definition::Type { fields });
     }
-    let type_of = |keyspace: &str, table: &str, column: &str, text: &str| {
-        parse_type(text, &Resolver { keyspace, types: types.get(keyspace) }).unwrap_or_else(|error| {
-            warn!(keyspace, table, column, %error, "a column's type is not understood; its values are carried as bytes");
-            CqlType::Custom(text.to_owned())
-        })
-    };
-
-    let mut columns: HashMap<Name, Columns> = HashMap::new();
-    let rows: Vec<(String, String, String, String, i32, String, String)> = cassandra
+    let columns: Vec<(String, String, String, String, i32, String, String, Option<i64>)> = cassandra
         .rows(
             "system_schema.columns",
-            "select keyspace_name, table_name, column_name, kind, position, clustering_order, type \
+            "select keyspace_name, table_name, column_name, kind, position, clustering_order, type, writetime(type) \
              from system_schema.columns",
         )
         .await?;
-    for (keyspace, table, name, kind, position, order, ty) in rows {
-        let ty = type_of(&keyspace, &table, &name, &ty);
-        let columns = columns.entry((keyspace, table)).or_default();
-        let key = |name, ty| (position, KeyColumn { name, ty, reversed: order.eq_ignore_ascii_case("desc") });
-        match kind.as_str() {
-            "partition_key" => columns.partition_key.push(key(name, ty)),
-            "clustering" => columns.clustering.push(key(name, ty)),
-            kind => columns.others.push(Column { name, ty, kind: column_kind(kind), dropped: None }),
-        }
+    for (keyspace, table, column, kind, position, order, ty, written) in columns {
+        let reversed = order.eq_ignore_ascii_case("desc");
+        push(keyspace, table, column, written, Definition::Column { kind, position, reversed, ty });
     }
-    let rows: Vec<(String, String, String, Option<String>, String, CqlTimestamp)> = cassandra
+    let dropped: Vec<(String, String, String, Option<String>, String, CqlTimestamp, Option<i64>)> = cassandra
         .rows(
             "system_schema.dropped_columns",
-            "select keyspace_name, table_name, column_name, kind, type, dropped_time from system_schema.dropped_columns",
+            "select keyspace_name, table_name, column_name, kind, type, dropped_time, writetime(dropped_time) \
+             from system_schema.dropped_columns",
         )
         .await?;
-    for (keyspace, table, name, kind, ty, CqlTimestamp(dropped_ms)) in rows {
-        let ty = type_of(&keyspace, &table, &name, &ty);
-        let kind = column_kind(kind.as_deref().unwrap_or_default());
-        // Cells carry microseconds; the column stores what was given in microseconds, cut to milliseconds.
-        let dropped = Some(dropped_ms.saturating_mul(1000).saturating_add(999));
-        columns.entry((keyspace, table)).or_default().others.push(Column { name, ty, kind, dropped });
+    for (keyspace, table, column, kind, ty, CqlTimestamp(dropped_ms), written) in dropped {
+        let definition = Definition::dropped_column(kind.unwrap_or_default(), ty, dropped_ms);
+        push(keyspace, table, column, written, definition);
     }
-
-    let mut tables: Vec<TableRow> = cassandra
+    let tables: Vec<TableRow> = cassandra
         .rows(
             "system_schema.tables",
-            "select keyspace_name, table_name, id, cdc, gc_grace_seconds from system_schema.tables",
+            "select keyspace_name, table_name, id, cdc, gc_grace_seconds, writetime(id) from system_schema.tables",
         )
         .await?;
-    tables.extend(
-        cassandra
-            .rows::<TableRow>(
-                "system_schema.views",
-                "select keyspace_name, view_name, id, cdc, gc_grace_seconds from system_schema.views",
-            )
-            .await?,
-    );
-    let mut schemas = Vec::with_capacity(tables.len());
-    for (keyspace, name, id, cdc, gc_grace_seconds) in tables {
-        let columns = columns.remove(&(keyspace.clone(), name.clone())).unwrap_or_default();
-        let schema = TableSchema {
-            id: TableId(id),
-            keyspace,
-            name,
-            partition_key: in_order(columns.partition_key),
-            clustering: in_order(columns.clustering),
-            columns: columns.others,
-            // Null on nodes with cdc_enabled: false.
-            cdc: cdc.unwrap_or(false),
-            gc_grace_seconds: gc_grace_seconds.unwrap_or(GC_GRACE_SECONDS).into(),
-        };
-        schemas.push(schema.new()?);
+    for (keyspace, name, id, cdc, gc_grace_seconds, written) in tables {
+        let definition = Definition::Table { id: TableId(id), cdc, gc_grace_seconds };
+        push(keyspace, name, String::new(), written, definition);
     }
-    Ok(schemas)
-}
-
-fn in_order(mut columns: Vec<(i32, KeyColumn)>) -> Vec<KeyColumn> {
-    columns.sort_by_key(|(position, _)| *position);
-    columns.into_iter().map(|(_, column)| column).collect()
-}
-
-fn column_kind(kind: &str) -> ColumnKind {
-    if kind == "static" { ColumnKind::Static } else { ColumnKind::Regular }
+    let views: Vec<TableRow> = cassandra
+        .rows(
+            "system_schema.views",
+            "select keyspace_name, view_name, id, cdc, gc_grace_seconds, writetime(id) from system_schema.views",
+        )
+        .await?;
+    for (keyspace, name, id, cdc, gc_grace_seconds, written) in views {
+        let definition = Definition::View { id: TableId(id), cdc, gc_grace_seconds };
+        push(keyspace, name, String::new(), written, definition);
+    }
+    Ok(SchemaFile::new(rows))
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cdc_commitlog::SchemaFile;
 use cdc_model::{NodeId, TableSchema};
 use cdc_runtime::Lifecycle;
 use scylla::client::session::Session;
@@ -134,11 +135,24 @@ impl Cassandra {
         Ok(Settings(settings.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()))
     }
 
-    /// All tables and views of all keyspaces, with dropped columns; what a commit log can contain.
+    /// All tables and views of all keyspaces, with dropped columns; what a commit log can contain. Those that cannot be
+    /// used are left out with a warning.
     ///
     /// # Errors
-    /// If the node does not answer or a table has no usable schema.
+    /// If the node does not answer.
     pub async fn load_schema(&self) -> Result<Vec<TableSchema>, CassandraError> {
+        let (tables, faults) = self.load_schema_file().await?.tables();
+        for fault in faults {
+            warn!(%fault, "a table is not captured");
+        }
+        Ok(tables)
+    }
+
+    /// The same as rows, to be kept in a file or to begin a history with.
+    ///
+    /// # Errors
+    /// If the node does not answer.
+    pub async fn load_schema_file(&self) -> Result<SchemaFile, CassandraError> {
         schema::load(self).await
     }
 

@@ -70,10 +70,13 @@ impl Layout {
                 ty if ty.is_multi_cell() => Kind::Complex,
                 ty => Kind::Simple(ty.fixed_length()),
             };
-            let column_in_header = HeaderColumn { id: ColumnId(id), kind, dropped: column.dropped };
-            (column.name.as_bytes().into(), column_in_header)
+            let dropped = table.dropped_until(&column.name);
+            (column.name.as_bytes().into(), HeaderColumn { id: ColumnId(id), kind, dropped })
         };
-        let by_name = (0u16..).zip(&table.columns).map(column).collect();
+        // Of two columns of one name, one is dropped and the other describes the cells, as in Cassandra's
+        // `Columns.Serializer`.
+        let (gone, live): (Vec<_>, Vec<_>) = (0u16..).zip(&table.columns).partition(|(_, c)| c.dropped.is_some());
+        let by_name = gone.into_iter().chain(live).map(column).collect();
         let clustering = table.clustering.iter().map(|column| column.ty.fixed_length()).collect();
         Self { table, clustering, by_name, remembered: Vec::new(), next: 0 }
     }

@@ -9,9 +9,13 @@ mod decode;
 mod header;
 mod layout;
 mod reader;
+mod schema;
 mod segment;
 
 pub use decode::{DecodeError, Decoder, Schemas};
 pub use header::Format;
 pub use reader::{Damage, DamageKind, Fence, ReadError, ReadLimit, ReadOutcome, ReadReport, SegmentReader};
+pub use schema::{
+    Definition, RowKind, SchemaDeletion, SchemaFault, SchemaFile, SchemaFileError, SchemaRow,
+};
 pub use segment::{CaptureMode, Index, SegmentFile, list_segments, read_index};

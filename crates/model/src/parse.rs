@@ -1,5 +1,7 @@
 //! CQL type names as `system_schema.columns.type` spells them.
 
+use std::cell::Cell;
+
 use crate::CqlType;
 
 #[derive(thiserror::Error, Debug, PartialEq, Eq)]
@@ -18,15 +20,23 @@ pub trait UdtResolver {
 
 /// Parses a type as in `map<text, frozen<list<int>>>`, user types resolved.
 pub fn parse_type(text: &str, udts: &impl UdtResolver) -> Result<CqlType, TypeError> {
-    let mut parser = Parser { text, rest: text, udts };
+    let left = Cell::new(TYPES_MAX);
+    let mut parser = Parser { text, rest: text, udts, depth: DEPTH_MAX, left: &left };
     let ty = parser.ty(false)?;
     if parser.rest.trim().is_empty() { Ok(ty) } else { Err(parser.error()) }
 }
+
+/// Types nested deeper than this are refused rather than recursed into: no value of theirs would be decoded.
+const DEPTH_MAX: usize = 64;
+/// User types that name each other twice grow with every level; no real one comes near.
+const TYPES_MAX: usize = 10_000;
 
 struct Parser<'a, U> {
     text: &'a str,
     rest: &'a str,
     udts: &'a U,
+    depth: usize,
+    left: &'a Cell<usize>,
 }
 
 impl<U: UdtResolver> Parser<'_, U> {
@@ -47,9 +57,17 @@ impl<U: UdtResolver> Parser<'_, U> {
     fn word(&mut self) -> Result<(Option<char>, String), TypeError> {
         self.rest = self.rest.trim_start();
         if let Some(quote @ ('"' | '\'')) = self.rest.chars().next() {
-            let (word, rest) = self.rest.split_at(1).1.split_once(quote).ok_or_else(|| self.error())?;
-            self.rest = rest;
-            return Ok((Some(quote), word.to_owned()));
+            let mut word = String::new();
+            loop {
+                let (part, rest) = self.rest.split_at(1).1.split_once(quote).ok_or_else(|| self.error())?;
+                word.push_str(part);
+                self.rest = rest;
+                // A doubled quote stands for one.
+                if !rest.starts_with(quote) {
+                    return Ok((Some(quote), word));
+                }
+                word.push(quote);
+            }
         }
         let end = self.rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(self.rest.len());
         let (word, rest) = self.rest.split_at(end);
@@ -77,6 +95,14 @@ impl<U: UdtResolver> Parser<'_, U> {
     }
 
     fn ty(&mut self, frozen: bool) -> Result<CqlType, TypeError> {
+        self.depth = self.depth.checked_sub(1).ok_or_else(|| self.error())?;
+        self.left.set(self.left.get().checked_sub(1).ok_or_else(|| self.error())?);
+        let ty = self.nested(frozen)?;
+        self.depth += 1;
+        Ok(ty)
+    }
+
+    fn nested(&mut self, frozen: bool) -> Result<CqlType, TypeError> {
         let (quote, word) = self.word()?;
         if quote == Some('\'') {
             return Ok(if word.ends_with(".EmptyType") { CqlType::Empty } else { CqlType::Custom(word) });
@@ -117,8 +143,9 @@ impl<U: UdtResolver> Parser<'_, U> {
         let fields = fields
             .iter()
             .map(|(field, text)| {
-                let mut parser = Parser { text, rest: text, udts: self.udts };
-                Ok((field.clone(), parser.ty(true)?))
+                let mut parser = Parser { text, rest: text, udts: self.udts, depth: self.depth, left: self.left };
+                let ty = parser.ty(true)?;
+                if parser.rest.trim().is_empty() { Ok((field.clone(), ty)) } else { Err(parser.error()) }
             })
             .collect::<Result<_, TypeError>>()?;
         Ok(CqlType::Udt { keyspace: self.udts.keyspace().to_owned(), name, fields, frozen })
@@ -186,7 +213,47 @@ mod tests {
         assert_eq!(parse("vector<float, 3>").unwrap().fixed_length(), Some(12));
         assert_eq!(parse("vector<text, 3>").unwrap().fixed_length(), None);
         assert_eq!(parse("tuple<int, text>").unwrap(), CqlType::Tuple(vec![CqlType::Int, CqlType::Text]));
-        assert_eq!(parse("'org.apache.cassandra.db.marshal.EmptyType'").unwrap(), CqlType::Empty);
+        assert_eq!(parse("vector<frozen<list<int>>, 2>").unwrap().fixed_length(), None);
+        assert_eq!(parse("vector<vector<double, 2>, 3>").unwrap().fixed_length(), Some(48));
+        assert!(matches!(parse("frozen<tuple<int, frozen<address>>>").unwrap(), CqlType::Tuple(_)));
+    }
+
+    #[test]
+    fn every_native_type_is_known() {
+        // `CQL3Type.Native`, and what of it has no length before its values.
+        let natives = "ascii bigint:8 blob boolean:1 counter date decimal double:8 duration empty:0 float:4 inet int:4 \
+                       smallint text time timestamp:8 timeuuid:16 tinyint uuid:16 varchar varint";
+        for native in natives.split_whitespace() {
+            let (name, length) = native.split_once(':').unwrap_or((native, ""));
+            assert_eq!(parse(name).unwrap().fixed_length(), length.parse().ok(), "{name}");
+            assert_eq!(parse(&name.to_uppercase()).unwrap(), parse(name).unwrap());
+        }
+    }
+
+    #[test]
+    fn java_classes_are_carried_with_the_length_their_values_have() {
+        let class = |name: &str| parse(&format!("'org.apache.cassandra.db.marshal.{name}'")).unwrap();
+        assert_eq!(class("EmptyType"), CqlType::Empty);
+        let dynamic = "DynamicCompositeType(a=>org.apache.cassandra.db.marshal.LexicalUUIDType)";
+        for name in [dynamic, "CompositeType(org.apache.cassandra.db.marshal.Int32Type)"] {
+            assert_eq!(class(name), CqlType::Custom(format!("org.apache.cassandra.db.marshal.{name}")));
+            assert_eq!(class(name).fixed_length(), None);
+        }
+        assert_eq!(class("LexicalUUIDType").fixed_length(), Some(16));
+    }
+
+    #[test]
+    fn quoted_names_keep_their_case_and_quotes() {
+        let quoted = Shop(vec![]);
+        let error = parse_type(r#"frozen<"A ""b""">"#, &quoted).unwrap_err();
+        assert_eq!(error, TypeError::UnknownUdt(r#"A "b""#.into()));
+    }
+
+    #[test]
+    fn a_type_that_contains_itself_is_refused() {
+        let shop = Shop(vec![("again".into(), "frozen<address>".into())]);
+        assert!(matches!(parse_type("address", &shop), Err(TypeError::Syntax(_))));
+        assert!(matches!(parse(&"frozen<".repeat(100_000)), Err(TypeError::Syntax(_))));
     }
 
     #[test]

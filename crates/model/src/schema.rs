@@ -1,7 +1,5 @@
 //! Table schemas as `system_schema` describes them, kept so that everything ever written stays decodable.
 
-use std::collections::HashMap;
-
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -92,6 +90,7 @@ impl CqlType {
             Self::Vector { element, dimension } => {
                 element.fixed_length()?.checked_mul(usize::try_from(*dimension).ok()?)
             }
+            Self::Custom(class) if class.ends_with(".LexicalUUIDType") => Some(16),
             _ => None,
         }
     }
@@ -116,7 +115,8 @@ pub struct Column {
     pub name: String,
     pub ty: CqlType,
     pub kind: ColumnKind,
-    /// Set once dropped: cells written at or before it belong to the dropped column.
+    /// Set once dropped: cells written at or before it belong to the dropped column. If the name was added again, a
+    /// live column of that name stands beside this one.
     pub dropped: Option<i64>,
 }
 
@@ -148,9 +148,6 @@ pub enum SchemaError {
 impl TableSchema {
     pub fn new(mut self) -> Result<Self, SchemaError> {
         self.columns.sort_by(|a, b| (a.dropped.is_some(), &a.name).cmp(&(b.dropped.is_some(), &b.name)));
-        // A column that was dropped and added again stands twice in system_schema; the live one describes its cells.
-        let mut seen = std::collections::HashSet::new();
-        self.columns.retain(|column| seen.insert(column.name.clone()));
         self.checked()
     }
 
@@ -165,13 +162,32 @@ impl TableSchema {
     }
 
     /// The newer version of this table, with the columns known here keeping their [`ColumnId`].
+    ///
+    /// A column that was dropped since is marked so and keeps the type it had; one that was dropped and added again
+    /// since gets a new id, for it is another column.
     pub fn evolve(&self, newer: Self) -> Result<Self, SchemaError> {
-        let mut by_name: HashMap<String, Column> = newer.columns.into_iter().map(|c| (c.name.clone(), c)).collect();
-        let mut columns: Vec<Column> =
-            self.columns.iter().map(|old| by_name.remove(&old.name).unwrap_or_else(|| old.clone())).collect();
-        let mut added: Vec<Column> = by_name.into_values().collect();
-        added.sort_by(|a, b| a.name.cmp(&b.name));
-        columns.extend(added);
+        let mut columns = self.columns.clone();
+        let position = |columns: &[Column], name: &str, is_live: bool| {
+            columns.iter().rposition(|column| column.name == name && column.dropped.is_none() == is_live)
+        };
+        let (gone, mut live): (Vec<_>, Vec<_>) = newer.columns.into_iter().partition(|c| c.dropped.is_some());
+        for gone in gone {
+            let known = position(&columns, &gone.name, false);
+            if known.is_some_and(|index| columns[index].dropped >= gone.dropped) {
+                continue;
+            }
+            match position(&columns, &gone.name, true).or(known) {
+                Some(index) => columns[index].dropped = gone.dropped,
+                None => columns.push(gone),
+            }
+        }
+        live.sort_by(|a, b| a.name.cmp(&b.name));
+        for column in live {
+            match position(&columns, &column.name, true) {
+                Some(index) => columns[index] = column,
+                None => columns.push(column),
+            }
+        }
         Self { columns, ..newer }.checked()
     }
 
@@ -184,8 +200,10 @@ impl TableSchema {
         &self.columns[usize::from(id.0)]
     }
 
+    /// The live column of this name, else the one dropped last.
     pub fn column_id(&self, name: &[u8]) -> Option<ColumnId> {
-        let index = self.columns.iter().position(|column| column.name.as_bytes() == name)?;
+        let named = self.columns.iter().enumerate().filter(|(_, column)| column.name.as_bytes() == name);
+        let (index, _) = named.max_by_key(|(_, column)| column.dropped.unwrap_or(i64::MAX))?;
         u16::try_from(index).ok().map(ColumnId)
     }
 
@@ -197,9 +215,14 @@ impl TableSchema {
             .filter(move |(_, column)| column.kind == kind && column.dropped.is_none())
     }
 
+    /// Up to when cells of this name belong to a column that was dropped, even if it was added again since.
+    pub fn dropped_until(&self, name: &str) -> Option<i64> {
+        self.columns.iter().filter(|column| column.name == name).filter_map(|column| column.dropped).max()
+    }
+
     /// Whether a cell of this write time belongs to the column before it was dropped.
     pub fn is_dropped(&self, id: ColumnId, time: WriteTime) -> bool {
-        self.column(id).dropped.is_some_and(|dropped| time.0 <= dropped)
+        self.dropped_until(&self.column(id).name).is_some_and(|dropped| time.0 <= dropped)
     }
 
     /// Splits a partition key into its columns' values; `None` if the lengths do not add up.
@@ -233,5 +256,62 @@ impl TableSchema {
             key.put_u8(0);
         }
         key.freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(columns: &[(&str, CqlType, Option<i64>)]) -> TableSchema {
+        let column = |(name, ty, dropped): &(&str, CqlType, Option<i64>)| Column {
+            name: (*name).to_owned(),
+            ty: ty.clone(),
+            kind: ColumnKind::Regular,
+            dropped: *dropped,
+        };
+        let table = TableSchema {
+            id: TableId(Uuid::nil()),
+            keyspace: "k".to_owned(),
+            name: "t".to_owned(),
+            partition_key: vec![KeyColumn { name: "id".to_owned(), ty: CqlType::Int, reversed: false }],
+            clustering: Vec::new(),
+            columns: columns.iter().map(column).collect(),
+            cdc: true,
+            gc_grace_seconds: 0,
+        };
+        table.new().unwrap()
+    }
+
+    #[test]
+    fn a_column_dropped_and_added_again_is_another_column() {
+        use CqlType::{Blob, Int, Text};
+        let first = table(&[("a", Text, None), ("b", Int, None)]);
+        let dropped = first.evolve(table(&[("a", Text, Some(5)), ("b", Int, None)])).unwrap();
+        assert_eq!(dropped.column_id(b"a"), Some(ColumnId(0)));
+        assert_eq!(dropped.column(ColumnId(0)).dropped, Some(5));
+        let again = dropped.evolve(table(&[("a", Blob, None), ("a", Text, Some(5)), ("b", Int, None)])).unwrap();
+        assert_eq!(again.column_id(b"a"), Some(ColumnId(2)));
+        assert_eq!((&again.column(ColumnId(0)).ty, &again.column(ColumnId(2)).ty), (&Text, &Blob));
+        assert!(again.is_dropped(ColumnId(2), WriteTime(5)) && !again.is_dropped(ColumnId(2), WriteTime(6)));
+        // Seen at once, as by a schema that is read rarely: the same.
+        let newest = table(&[("a", Blob, None), ("a", Text, Some(5)), ("b", Int, None)]);
+        assert_eq!(first.evolve(newest.clone()).unwrap(), again);
+        assert_eq!(again.evolve(newest).unwrap(), again, "nothing new");
+        let twice = again.evolve(table(&[("a", Blob, Some(9)), ("b", Int, None)])).unwrap();
+        assert_eq!((twice.column_id(b"a"), twice.dropped_until("a")), (Some(ColumnId(2)), Some(9)));
+        assert_eq!(twice.live_columns(ColumnKind::Regular).count(), 1);
+    }
+
+    #[test]
+    fn a_user_type_that_was_altered_leaves_the_column_what_it_is() {
+        let udt = |fields: &[&str]| CqlType::Udt {
+            keyspace: "k".to_owned(),
+            name: "u".to_owned(),
+            fields: fields.iter().map(|field| ((*field).to_owned(), CqlType::Int)).collect(),
+            frozen: false,
+        };
+        let altered = table(&[("a", udt(&["x"]), None)]).evolve(table(&[("a", udt(&["x", "y"]), None)])).unwrap();
+        assert_eq!((altered.columns.len(), &altered.columns[0].ty), (1, &udt(&["x", "y"])));
     }
 }
