@@ -3,6 +3,8 @@
 use crc32fast::Hasher;
 use serde_json::Value;
 
+use crate::{compression::Compressor, encryption::CIPHER};
+
 /// Version of the segment format, which decides how its payloads are decoded.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Format {
@@ -18,6 +20,14 @@ pub(crate) struct Header {
     pub(crate) format: Format,
     /// In bytes; the first sync marker follows.
     pub(crate) length: u64,
+    pub(crate) encoding: Encoding,
+}
+
+/// What was done to the sections.
+pub(crate) enum Encoding {
+    Plain,
+    Compressed(Compressor),
+    Encrypted { alias: String, iv: Vec<u8> },
 }
 
 pub(crate) enum HeaderError {
@@ -66,22 +76,39 @@ pub(crate) fn parse(bytes: &[u8], id: u64) -> Result<Header, HeaderError> {
             return Err(HeaderError::Unsupported(reason));
         }
     };
-    check_parameters(params)?;
-    Ok(Header { format, length: (params_end + 4) as u64 })
+    Ok(Header { format, length: (params_end + 4) as u64, encoding: encoding(params)? })
 }
 
-fn check_parameters(params: &[u8]) -> Result<(), HeaderError> {
+fn encoding(params: &[u8]) -> Result<Encoding, HeaderError> {
     let params: Value = serde_json::from_slice(params)
         .map_err(|error| HeaderError::Damaged(format!("its parameters are not JSON: {error}")))?;
-    if let Some(class) = params.get("compressionClass") {
-        let reason = format!("it is compressed with {class}; unset commitlog_compression in cassandra.yaml");
-        return Err(HeaderError::Unsupported(reason));
+    let text = |name: &str| params.get(name).and_then(Value::as_str);
+    // As in Cassandra: encrypted if both stand there, whatever is said of compression.
+    if let (Some(cipher), Some(alias)) = (text("encCipher"), text("encKeyAlias")) {
+        if cipher != CIPHER {
+            let reason = format!("it is encrypted with {cipher}, this release decrypts {CIPHER}");
+            return Err(HeaderError::Unsupported(reason));
+        }
+        let iv = text("encIV").and_then(unhex);
+        let iv = iv.ok_or_else(|| HeaderError::Damaged("its encIV is no initialisation vector".into()))?;
+        return Ok(Encoding::Encrypted { alias: alias.to_owned(), iv });
     }
-    if let Some(cipher) = params.get("encCipher") {
-        let reason = format!("it is encrypted with {cipher}; disable transparent_data_encryption_options");
-        return Err(HeaderError::Unsupported(reason));
+    match params.get("compressionClass") {
+        None | Some(Value::Null) => Ok(Encoding::Plain),
+        Some(class) => match class.as_str().and_then(Compressor::by_class) {
+            Some(compressor) => Ok(Encoding::Compressed(compressor)),
+            None => Err(HeaderError::Unsupported(format!(
+                "it is compressed with {class}, this release reads Cassandra's own LZ4Compressor, SnappyCompressor, \
+                 DeflateCompressor, ZstdCompressor and NoopCompressor"
+            ))),
+        },
     }
-    Ok(())
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u32> = text.chars().map(|digit| digit.to_digit(16)).collect::<Option<_>>()?;
+    let (pairs, []) = digits.as_chunks::<2>() else { return None };
+    pairs.iter().map(|[high, low]| u8::try_from(high << 4 | low).ok()).collect()
 }
 
 fn word(bytes: &[u8]) -> u64 {

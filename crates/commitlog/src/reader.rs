@@ -7,24 +7,31 @@
 //! damaged once a marker covers it: then it is skipped and reported, never silently. Writers fill their entries
 //! concurrently, but order is kept: nothing behind an entry is read before it.
 //!
+//! In a compressed or encrypted segment a section is written at once, with its marker, and made plain as a whole (module
+//! `section`). Offsets are logical there: a section counts with its plain length and the eight bytes of its marker, as
+//! in Cassandra's memory. So they agree with the index, and a plain segment would have the same ones.
+//!
 //! The file changes under the reader, so bytes that failed a check are never judged twice: they are read again, and
 //! only bytes read after the section's marker was seen valid can be called damaged.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::PathBuf};
+use std::{io, path::PathBuf};
 
 use bytes::Bytes;
 use cdc_model::{SegmentId, SegmentPosition};
 use crc32fast::Hasher;
 
 use crate::{
-    Format, SegmentFile,
+    Format, Keystore, SegmentFile,
     header::{self, HEADER_MAX, HeaderError},
+    input::{Input, MARKER, Marker, words},
+    section::Sections,
 };
 
-/// What the reader may believe.
+/// What the reader may believe. In a compressed or encrypted segment nothing stands behind the last marker, so there
+/// [`Self::Live`] is [`Self::Marker`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fence {
-    /// Sections that end at or before this offset (the index's).
+    /// Sections that end at or before this (logical) offset, the index's.
     Durable(u64),
     /// Sections whose sync marker is valid.
     Marker,
@@ -56,6 +63,7 @@ pub enum ReadOutcome {
 pub struct Damage {
     /// Where the skipped bytes begin.
     pub at: SegmentPosition,
+    /// As many as offsets go on by; those in the file, of the tail of a compressed or encrypted segment.
     pub bytes: u64,
     pub kind: DamageKind,
 }
@@ -70,10 +78,14 @@ pub enum DamageKind {
     Zeros,
     /// The section's marker was half written; its entries were read on their own CRCs (0 bytes skipped).
     TornMarker,
-    /// The last section points behind the end of the file; what is complete was read.
+    /// The last section points behind the end of the file. What is complete was read; nothing of it if it is
+    /// compressed or encrypted.
     Truncated,
-    /// A finished segment ends in an incomplete entry no marker covers.
+    /// A finished segment ends in bytes no marker covers: an incomplete entry, or a section never completely written.
     TornTail,
+    /// A compressed or encrypted section cannot be made plain, and was skipped. With 0 bytes: only the length Cassandra
+    /// wrote in front of it is wrong, and its entries were read.
+    Section,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -97,33 +109,61 @@ pub enum ReadError {
     Marker { path: PathBuf, at: SegmentPosition, reason: &'static str },
     #[error("entry of {size} bytes at {at} of segment {path} is over the limit of {limit}; raise entry_bytes_max")]
     EntryTooLarge { path: PathBuf, at: SegmentPosition, size: u64, limit: u64 },
+    #[error("section of {size} bytes at {at} of segment {path} is over the limit of {limit}; raise section_bytes_max")]
+    SectionTooLarge { path: PathBuf, at: SegmentPosition, size: u64, limit: u64 },
 }
 
-const MARKER: u64 = 8;
+/// What a reader needs beside the file.
+#[derive(Clone, Debug)]
+pub struct ReadOptions {
+    /// Longest entry that is read; bounds the memory for one. See [`SegmentReader::ENTRY_BYTES_MAX`].
+    pub entry_bytes_max: u64,
+    /// Longest section of a compressed or encrypted segment, made plain: as long as a segment at most. It and what it
+    /// is made from are in memory at a time. See [`SegmentReader::SECTION_BYTES_MAX`].
+    pub section_bytes_max: u64,
+    /// For encrypted segments.
+    pub keystore: Option<Keystore>,
+}
+
+impl Default for ReadOptions {
+    fn default() -> Self {
+        Self {
+            entry_bytes_max: SegmentReader::ENTRY_BYTES_MAX,
+            section_bytes_max: SegmentReader::SECTION_BYTES_MAX,
+            keystore: None,
+        }
+    }
+}
+
 /// Size, its CRC, and the CRC behind the payload.
 const OVERHEAD: u64 = 12;
 /// No mutation is shorter: below it Cassandra calls the size damaged.
 const PAYLOAD_MIN: u64 = 10;
-/// One read, and the memory a slice of it keeps alive, while there is a backlog.
-const CHUNK_MAX: u64 = 256 << 10;
-/// First read after a pause: enough for a few entries, cheap when there are none.
-const CHUNK_MIN: u64 = 4 << 10;
 /// A file of nothing but damage must not grow a report without end.
 const DAMAGE_MAX: usize = 1000;
+
+/// The place of a sync marker: as offsets count, and in the file. The same number in a plain segment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) logical: u64,
+    pub(crate) disk: u64,
+}
 
 /// Reads one segment from front to back, while it is being written or after.
 #[derive(Debug)]
 pub struct SegmentReader {
-    input: Input,
+    pub(crate) input: Input,
     format: Format,
     entry_bytes_max: u64,
+    /// What makes sections plain that are not.
+    pub(crate) sections: Option<Sections>,
     /// Marker at the start of the section `offset` lies in.
-    section: u64,
-    /// Where that section ends; known once its marker is valid.
-    section_end: Option<u64>,
-    offset: u64,
+    pub(crate) section: Place,
+    /// Where that section ends; known once its marker is valid, and the section plain.
+    pub(crate) section_end: Option<Place>,
+    pub(crate) offset: u64,
     /// Furthest section end seen by [`Self::backlog`].
-    frontier: u64,
+    frontier: Place,
     /// The torn tail was reported.
     tail_reported: bool,
 }
@@ -147,56 +187,70 @@ enum Entry {
     Unreadable,
 }
 
-enum Marker {
-    /// Zeros, or behind the end of the file.
-    Absent,
-    Valid {
-        next: u64,
-    },
-    /// The pointer is there, the CRC is still zero.
-    Torn {
-        next: u64,
-    },
-    Damaged,
-}
-
 impl SegmentReader {
     /// Default for the longest entry: the longest mutation of a segment of 128 MiB.
     pub const ENTRY_BYTES_MAX: u64 = 64 << 20;
 
-    /// `resume_offset`: 0 or the end of an entry handed out before. `None`: the header is not there yet.
-    /// `entry_bytes_max` bounds the memory for one entry; see [`Self::ENTRY_BYTES_MAX`].
+    /// Default for the longest section: that of a segment of 128 MiB.
+    pub const SECTION_BYTES_MAX: u64 = 128 << 20;
+
+    /// As [`Self::open_with`] with the default limits but `entry_bytes_max`, and without a keystore.
     pub fn open(file: &SegmentFile, resume_offset: u64, entry_bytes_max: u64) -> Result<Option<Self>, ReadError> {
+        Self::open_with(file, resume_offset, &ReadOptions { entry_bytes_max, ..ReadOptions::default() })
+    }
+
+    /// `resume_offset`: 0 or the end of an entry handed out before. `None`: the header is not there yet.
+    pub fn open_with(
+        file: &SegmentFile,
+        resume_offset: u64,
+        options: &ReadOptions,
+    ) -> Result<Option<Self>, ReadError> {
         let input = Input::open(file)?;
         let start = input.read(0, HEADER_MAX as u64)?;
+        let unsupported = |reason| ReadError::Unsupported { path: file.path.clone(), reason };
         let header = match header::parse(&start, file.id.0) {
             Ok(header) => header,
             Err(HeaderError::Incomplete) => return Ok(None),
             Err(HeaderError::Damaged(reason)) => return Err(ReadError::Header { path: file.path.clone(), reason }),
-            Err(HeaderError::Unsupported(reason)) => {
-                return Err(ReadError::Unsupported { path: file.path.clone(), reason });
-            }
+            Err(HeaderError::Unsupported(reason)) => return Err(unsupported(reason)),
         };
+        let section = Place { logical: header.length, disk: header.length };
         let mut reader = Self {
             input,
             format: header.format,
-            entry_bytes_max,
-            section: header.length,
+            entry_bytes_max: options.entry_bytes_max,
+            sections: Sections::new(header.encoding, options).map_err(unsupported)?,
+            section,
             section_end: None,
-            offset: header.length + MARKER,
-            frontier: header.length,
+            offset: section.logical + MARKER,
+            frontier: section,
             tail_reported: false,
         };
-        // What was read before passed every marker it needed, a torn one included.
-        while let Marker::Valid { next } | Marker::Torn { next } = reader.input.marker(reader.section, true)? {
-            if next > resume_offset || next < reader.section + MARKER {
-                break;
-            }
-            reader.enter(next);
-        }
-        reader.offset = reader.offset.max(resume_offset);
-        reader.frontier = reader.section;
+        reader.resume(resume_offset)?;
         Ok(Some(reader))
+    }
+
+    /// Goes to the section the offset lies in. What was read before passed every marker it needed, a torn one included.
+    fn resume(&mut self, offset: u64) -> Result<(), ReadError> {
+        if self.is_transformed() {
+            self.resume_sections(offset)?;
+        } else {
+            while let Marker::Valid { next } | Marker::Torn { next } = self.input.marker(self.section.disk, true)? {
+                if next > offset || next < self.section.disk + MARKER {
+                    break;
+                }
+                self.enter(Place { logical: next, disk: next });
+            }
+        }
+        self.offset = self.offset.max(offset);
+        self.frontier = self.section;
+        Ok(())
+    }
+
+    /// The segment is compressed or encrypted: it is read a section at a time, once Cassandra has written it to disk,
+    /// so that only [`CaptureMode::Durable`](crate::CaptureMode::Durable) says what to expect of it.
+    pub fn is_transformed(&self) -> bool {
+        self.sections.is_some()
     }
 
     /// Format to decode the payloads with.
@@ -212,19 +266,31 @@ impl SegmentReader {
     /// End of the last section whose marker is valid, as far as the reader has looked. Less than [`Self::offset`]
     /// while entries were read live beyond it: those Cassandra would not replay after a crash.
     pub fn covered(&self) -> u64 {
-        self.section_end.unwrap_or(self.section)
+        self.section_end.unwrap_or(self.section).logical
     }
 
     /// Bytes behind valid markers that were not read yet (walks the markers: meant for a metric, not for each poll).
     pub fn backlog(&mut self) -> Result<u64, ReadError> {
-        self.frontier = self.frontier.max(self.section);
-        while let Marker::Valid { next } = self.input.marker(self.frontier, false)? {
-            if next < self.frontier + MARKER {
-                break;
-            }
+        let seen = self.section_end.unwrap_or(self.section);
+        if seen.disk > self.frontier.disk {
+            self.frontier = seen;
+        }
+        while let Marker::Valid { next } = self.input.marker(self.frontier.disk, false)? {
+            let Some(next) = self.follow(self.frontier, next)? else { break };
             self.frontier = next;
         }
-        Ok(self.frontier.saturating_sub(self.offset))
+        Ok(self.frontier.logical.saturating_sub(self.offset))
+    }
+
+    /// Where the section ends whose marker stands at `at`, by what it says itself.
+    fn follow(&self, at: Place, next: u64) -> Result<Option<Place>, ReadError> {
+        if next < at.disk + MARKER {
+            return Ok(None);
+        }
+        let Some(sections) = &self.sections else { return Ok(Some(Place { logical: next, disk: next })) };
+        let length = sections.stated_length(&self.input, at.disk, next)?;
+        let whole = next <= self.input.file_length()?;
+        Ok(length.filter(|_| whole).map(|length| Place { logical: at.logical + MARKER + length, disk: next }))
     }
 
     /// Reads on from where it stands; calls `entry` with the end position and payload of each complete entry.
@@ -237,9 +303,10 @@ impl SegmentReader {
         entry: &mut dyn FnMut(SegmentPosition, Bytes),
     ) -> Result<ReadReport, ReadError> {
         let mut report = ReadReport { outcome: ReadOutcome::More, entries: 0, bytes: 0, damage: Vec::new() };
+        let before = self.offset;
         match self.read_on(limit, entry, &mut report) {
-            // Nothing skipped goes untold: the error comes again with the next call.
-            Err(_) if !report.damage.is_empty() => Ok(report),
+            // Nothing skipped goes untold: the error comes again with the next call, which starts behind it.
+            Err(_) if !report.damage.is_empty() && self.offset > before => Ok(report),
             outcome => outcome.map(|outcome| ReadReport { outcome, ..report }),
         }
     }
@@ -256,16 +323,22 @@ impl SegmentReader {
                 return Ok(ReadOutcome::More);
             }
             // Live, entries come first and markers only when entries fail: an entry that holds needs no marker.
-            if self.section_end.is_none() && limit.fence != Fence::Live && !self.close_section(limit, report)? {
+            if self.section_end.is_none()
+                && (limit.fence != Fence::Live || self.is_transformed())
+                && !self.close_section(limit, report)?
+            {
+                if limit.finished && self.is_transformed() {
+                    self.report_tail(self.section.disk, report)?;
+                }
                 return Ok(self.rest(idle));
             }
             let end = match self.section_end {
                 // Fewer bytes than a size are no entry.
-                Some(end) if end - self.offset < 4 => {
+                Some(end) if end.logical - self.offset < 4 => {
                     self.enter(end);
                     continue;
                 }
-                Some(end) => match limit.fence {
+                Some(Place { logical: end, .. }) => match limit.fence {
                     Fence::Durable(durable) if end > durable && !limit.finished => {
                         return Ok(self.rest(idle));
                     }
@@ -287,16 +360,24 @@ impl SegmentReader {
                 failed if self.section_end.is_some() => self.skip(end, &failed, report),
                 failed => {
                     if !self.close_section(limit, report)? {
-                        if limit.finished && !matches!(failed, Entry::Nothing) && !self.tail_reported {
-                            self.tail_reported = true;
-                            let bytes = self.input.length()?.saturating_sub(self.offset);
-                            report.damage.push(self.damage(bytes, DamageKind::TornTail));
+                        if limit.finished && !matches!(failed, Entry::Nothing) {
+                            self.report_tail(self.offset, report)?;
                         }
                         return Ok(self.rest(idle));
                     }
                 }
             }
         }
+    }
+
+    /// The finished file goes on behind what can be read, from `disk` on.
+    fn report_tail(&mut self, disk: u64, report: &mut ReadReport) -> Result<(), ReadError> {
+        let bytes = self.input.length()?.saturating_sub(disk);
+        if bytes > 0 && !self.tail_reported {
+            self.tail_reported = true;
+            report.damage.push(self.damage(bytes, DamageKind::TornTail));
+        }
+        Ok(())
     }
 
     /// Steps over what a marker covers but no CRC vouches for.
@@ -315,56 +396,63 @@ impl SegmentReader {
     }
 
     /// Looks whether the open section's marker has become valid. False: the section is still open.
-    fn close_section(&mut self, limit: ReadLimit, report: &mut ReadReport) -> Result<bool, ReadError> {
-        let next = match self.input.marker(self.section, limit.finished)? {
+    pub(crate) fn close_section(&mut self, limit: ReadLimit, report: &mut ReadReport) -> Result<bool, ReadError> {
+        // Of a section that was made plain the chunk holds other bytes than the file's.
+        let settled = limit.finished && !self.is_transformed();
+        let next = match self.input.marker(self.section.disk, settled)? {
             Marker::Absent => return Ok(false),
             // The two words are not written at once.
             Marker::Torn { .. } | Marker::Damaged if !limit.finished => return Ok(false),
-            Marker::Valid { next } | Marker::Torn { next } if next < self.section + MARKER => {
+            Marker::Valid { next } | Marker::Torn { next } if next < self.section.disk + MARKER => {
                 if !limit.finished {
                     return Ok(false);
                 }
                 return Err(self.fault("it points backwards"));
             }
             Marker::Damaged => return Err(self.fault("its CRC does not hold")),
+            Marker::Torn { .. } if self.is_transformed() => return Err(self.fault("it is half written")),
             Marker::Valid { next } => next,
             Marker::Torn { next } => {
                 if next > self.input.length()? {
                     return Err(self.fault("it is half written and points behind the end of the file"));
                 }
-                report.damage.push(Damage { at: self.position(self.section), bytes: 0, kind: DamageKind::TornMarker });
+                let at = self.position(self.section.logical);
+                report.damage.push(Damage { at, bytes: 0, kind: DamageKind::TornMarker });
                 next
             }
         };
+        if self.is_transformed() {
+            return self.open_section(next, limit.finished, report);
+        }
         if next < self.offset {
             return Err(self.fault("it points into an entry that was read"));
         }
         if next > self.input.length()? && !limit.finished {
             return Ok(false);
         }
-        self.section_end = Some(next);
+        self.section_end = Some(Place { logical: next, disk: next });
         // Bytes read before the marker was valid may have been half written.
         self.input.forget();
         Ok(true)
     }
 
-    fn fault(&self, reason: &'static str) -> ReadError {
-        ReadError::Marker { path: self.input.path.clone(), at: self.position(self.section), reason }
+    pub(crate) fn fault(&self, reason: &'static str) -> ReadError {
+        ReadError::Marker { path: self.input.path.clone(), at: self.position(self.section.logical), reason }
     }
 
-    fn enter(&mut self, section: u64) {
+    pub(crate) fn enter(&mut self, section: Place) {
         self.section = section;
         self.section_end = None;
-        self.offset = section + MARKER;
+        self.offset = section.logical + MARKER;
+        self.input.release();
     }
 
     fn rest(&mut self, outcome: ReadOutcome) -> ReadOutcome {
-        self.input.forget();
-        self.input.next_chunk = CHUNK_MIN;
+        self.input.pause();
         outcome
     }
 
-    fn position(&self, offset: u64) -> SegmentPosition {
+    pub(crate) fn position(&self, offset: u64) -> SegmentPosition {
         SegmentPosition { segment: self.input.id, offset }
     }
 
@@ -408,129 +496,5 @@ impl SegmentReader {
             return Ok(Entry::Broken { size });
         }
         Ok(Entry::Whole { payload: self.input.chunk.slice(payload) })
-    }
-}
-
-fn words(bytes: [u8; 8]) -> [u32; 2] {
-    let [a, b, c, d, e, f, g, h] = bytes;
-    [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])]
-}
-
-/// The file, and the piece of it read last.
-#[derive(Debug)]
-struct Input {
-    file: File,
-    path: PathBuf,
-    id: SegmentId,
-    /// Of the file when it was last asked for.
-    length: u64,
-    chunk: Bytes,
-    chunk_at: u64,
-    /// Grows while reading runs on, so that a poll of an idle file reads little.
-    next_chunk: u64,
-}
-
-impl Input {
-    fn open(segment: &SegmentFile) -> Result<Self, ReadError> {
-        let path = segment.path.clone();
-        let file = File::open(&path).map_err(|source| ReadError::Io { path: path.clone(), source })?;
-        let chunk_at = u64::MAX;
-        let mut input =
-            Self { file, path, id: segment.id, length: 0, chunk: Bytes::new(), chunk_at, next_chunk: CHUNK_MIN };
-        input.length()?;
-        Ok(input)
-    }
-
-    /// Length of the file now; that of a direct-I/O segment grows.
-    fn length(&mut self) -> Result<u64, ReadError> {
-        self.length = self.file.metadata().map_err(|source| self.failed(source))?.len();
-        Ok(self.length)
-    }
-
-    fn forget(&mut self) {
-        self.chunk = Bytes::new();
-        self.chunk_at = u64::MAX;
-    }
-
-    /// Where in the chunk the file's bytes `[at, at + length)` stand; reads them unless they are there. `None`: the
-    /// file ends before.
-    fn bytes(&mut self, at: u64, length: u64) -> Result<Option<std::ops::Range<usize>>, ReadError> {
-        if let Some(range) = self.held(at, length) {
-            return Ok(Some(range));
-        }
-        if at + length > self.length && at + length > self.length()? {
-            return Ok(None);
-        }
-        let wanted = length.max(self.next_chunk);
-        self.next_chunk = (self.next_chunk * 4).min(CHUNK_MAX);
-        self.chunk = self.read(at, wanted)?;
-        self.chunk_at = at;
-        Ok(self.held(at, length))
-    }
-
-    fn held(&self, at: u64, length: u64) -> Option<std::ops::Range<usize>> {
-        let start = usize::try_from(at.checked_sub(self.chunk_at)?).ok()?;
-        let end = start.checked_add(usize::try_from(length).ok()?)?;
-        (end <= self.chunk.len()).then_some(start..end)
-    }
-
-    /// Up to `length` bytes at `at`, fewer at the end of the file.
-    fn read(&self, at: u64, length: u64) -> Result<Bytes, ReadError> {
-        let length = usize::try_from(length.min(self.length.saturating_sub(at))).unwrap_or(usize::MAX);
-        let mut chunk: Vec<u8> = Vec::with_capacity(length);
-        while chunk.len() < length {
-            let from = at + chunk.len() as u64;
-            match rustix::io::pread(&self.file, rustix::buffer::spare_capacity(&mut chunk), from) {
-                Ok(0) => break,
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(self.failed(errno.into())),
-            }
-        }
-        Ok(Bytes::from(chunk))
-    }
-
-    /// `settled`: nothing writes to the file any more, so what was read before still holds.
-    fn marker(&mut self, at: u64, settled: bool) -> Result<Marker, ReadError> {
-        if settled && let Some(range) = self.held(at, MARKER) {
-            let bytes = self.chunk[range].first_chunk::<8>().copied().unwrap_or_default();
-            return Ok(self.judge_marker(at, bytes));
-        }
-        let Some(first) = self.peek(at)? else { return Ok(Marker::Absent) };
-        let marker = self.judge_marker(at, first);
-        // The CRC does not cover the pointer, which may have been caught half written: it must read alike twice.
-        if matches!(marker, Marker::Valid { .. }) && !settled && self.peek(at)? != Some(first) {
-            return Ok(Marker::Absent);
-        }
-        Ok(marker)
-    }
-
-    fn judge_marker(&self, at: u64, bytes: [u8; 8]) -> Marker {
-        let [next, stored] = words(bytes);
-        let next = u64::from(next);
-        let id = self.id.0.to_be_bytes();
-        let mut crc = Hasher::new();
-        crc.update(&id[4..]);
-        crc.update(&id[..4]);
-        crc.update(&u32::try_from(at).unwrap_or(u32::MAX).to_be_bytes());
-        match (next, stored) {
-            (0, 0) => Marker::Absent,
-            (_, stored) if stored == crc.finalize() => Marker::Valid { next },
-            (_, 0) => Marker::Torn { next },
-            _ => Marker::Damaged,
-        }
-    }
-
-    /// The file's eight bytes at `at`, or `None` if it ends before.
-    fn peek(&self, at: u64) -> Result<Option<[u8; 8]>, ReadError> {
-        let mut bytes = [0; 8];
-        match self.file.read_exact_at(&mut bytes, at) {
-            Ok(()) => Ok(Some(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-            Err(error) => Err(self.failed(error)),
-        }
-    }
-
-    fn failed(&self, source: io::Error) -> ReadError {
-        ReadError::Io { path: self.path.clone(), source }
     }
 }
