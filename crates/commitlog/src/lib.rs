@@ -25,6 +25,7 @@ pub use header::Format;
 pub use keystore::{Keystore, KeystoreError};
 pub use reader::{Damage, DamageKind, Fence, ReadError, ReadLimit, ReadOptions, ReadOutcome, ReadReport, SegmentReader};
 pub use schema::{
-    Definition, RowKind, SchemaDeletion, SchemaFault, SchemaFile, SchemaFileError, SchemaRow,
+    Definition, Followed, RowKind, SchemaDeletion, SchemaFault, SchemaFile, SchemaFileError, SchemaHistory, SchemaRow,
+    Truncation,
 };
 pub use segment::{CaptureMode, Index, SegmentFile, list_segments, read_index};

@@ -9,7 +9,7 @@ use super::file::{Definition, RowKind, SchemaDeletion, SchemaFile, SchemaRow};
 /// Cassandra's default, for tables that do not say.
 const GC_GRACE_SECONDS: i32 = 864_000;
 
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub(super) struct Key {
     pub(super) keyspace: String,
     pub(super) kind: RowKind,
@@ -20,6 +20,10 @@ pub(super) struct Key {
 impl Key {
     fn new(keyspace: &str, kind: RowKind, name: &str, column: &str) -> Self {
         Self { keyspace: keyspace.to_owned(), kind, name: name.to_owned(), column: column.to_owned() }
+    }
+
+    pub(super) fn of(row: &SchemaRow) -> Self {
+        Self::new(&row.keyspace, row.definition.kind(), &row.name, &row.column)
     }
 
     /// The key under which a deletion of all rows of a kind in a keyspace is kept: no row has an empty name.
@@ -50,7 +54,6 @@ impl Rows {
         rows
     }
 
-    /// Whether it changed anything.
     pub(super) fn write(&mut self, row: SchemaRow) {
         let all = self.0.get(&Key::all(&row.keyspace, row.definition.kind()));
         if all.is_some_and(|all| all.written >= row.written_us) {
@@ -93,9 +96,14 @@ impl Rows {
         }
     }
 
-    /// Forgets rows, so that neither they nor their deletion count any more.
+    /// Forgets the other rows, as if they had never been there; deletions stay.
     pub(super) fn retain(&mut self, keep: impl Fn(&Key) -> bool) {
         self.0.retain(|key, slot| slot.is_deleted() || keep(key));
+    }
+
+    /// Forgets all there is of a table, deletions too.
+    pub(super) fn forget(&mut self, keyspace: &str, name: &str) {
+        self.0.retain(|key, _| key.kind == RowKind::Type || key.keyspace != keyspace || key.name != name);
     }
 
     fn in_kind(&self, keyspace: &str, kind: RowKind, name: &str) -> impl Iterator<Item = (&str, &Definition)> {
@@ -117,16 +125,17 @@ impl Rows {
         self.0.iter().filter(is_table).map(|(key, _)| (key.keyspace.clone(), key.name.clone())).collect()
     }
 
-    /// Everything, as it is put into a file.
+    /// What is put into a file: these rows, and what is known to be deleted.
     pub(super) fn list(&self, keep: impl Fn(&Key) -> bool) -> (Vec<SchemaRow>, Vec<SchemaDeletion>) {
         let (mut rows, mut deletions) = (Vec::new(), Vec::new());
-        for (key, slot) in self.0.iter().filter(|(key, _)| keep(key)) {
+        for (key, slot) in &self.0 {
             let Key { keyspace, kind, name, column } = key.clone();
             match &slot.definition {
-                Some(definition) => {
+                Some(definition) if keep(key) => {
                     let (written_us, definition) = (slot.written, definition.clone());
                     rows.push(SchemaRow { keyspace, name, column, written_us, definition });
                 }
+                Some(_) => {}
                 None => deletions.push(SchemaDeletion { keyspace, kind, name, column, deleted_us: slot.written }),
             }
         }
