@@ -7,4 +7,5 @@ mod damage;
 mod decoding;
 mod fuzz;
 mod golden;
+mod properties;
 mod support;
