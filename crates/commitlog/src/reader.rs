@@ -17,7 +17,7 @@
 use std::{io, path::PathBuf};
 
 use bytes::Bytes;
-use cdc_model::{SegmentId, SegmentPosition};
+use cdc_model::SegmentPosition;
 use crc32fast::Hasher;
 
 use crate::{
@@ -334,7 +334,7 @@ impl SegmentReader {
             }
             let end = match self.section_end {
                 // Fewer bytes than a size are no entry.
-                Some(end) if end.logical - self.offset < 4 => {
+                Some(end) if end.logical.saturating_sub(self.offset) < 4 => {
                     self.enter(end);
                     continue;
                 }

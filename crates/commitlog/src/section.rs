@@ -143,12 +143,10 @@ impl SegmentReader {
 
     /// `plain`: `None` to step over the section.
     fn close_at(&mut self, end: Place, plain: Option<Vec<u8>>) -> Result<bool, ReadError> {
-        if end.logical < self.offset {
-            return Err(self.fault("it points into an entry that was read"));
-        }
         match plain {
+            Some(_) if end.logical < self.offset => return Err(self.fault("it points into an entry that was read")),
             Some(plain) => self.input.hold(self.section.logical + MARKER, plain),
-            None => self.offset = end.logical,
+            None => self.offset = self.offset.max(end.logical),
         }
         self.section_end = Some(end);
         if let Some(sections) = &mut self.sections {

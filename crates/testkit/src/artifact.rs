@@ -43,6 +43,15 @@ const PINNED: &[(&str, &str, &str)] = pinned! {
 const PLUGIN: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1";
 const LOG4J: &str = "2.25.1";
 
+/// The pinned release that `version` names, as a whole (5.0.5) or by its beginning (5.0, 5: the first that is listed above);
+/// `version` itself if there is none, which [`Artifact::obtain`] then reports.
+pub(crate) fn full_version(name: &str, version: &str) -> String {
+    let begins_so =
+        |known: &str| known.strip_prefix(version).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    let found = PINNED.iter().find(|(of, known, _)| *of == name && begins_so(known));
+    found.map_or(version, |(_, known, _)| known).to_owned()
+}
+
 /// The files of one release of one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Artifact {
@@ -51,16 +60,17 @@ pub struct Artifact {
 }
 
 impl Artifact {
+    /// `version`: a pinned one, or its beginning.
     pub fn cassandra(version: &str) -> Self {
-        Self { name: "cassandra", version: version.to_owned() }
+        Self { name: "cassandra", version: full_version("cassandra", version) }
     }
 
     pub fn kafka(version: &str) -> Self {
-        Self { name: "kafka", version: version.to_owned() }
+        Self { name: "kafka", version: full_version("kafka", version) }
     }
 
     pub fn postgres(version: &str) -> Self {
-        Self { name: "postgresql", version: version.to_owned() }
+        Self { name: "postgresql", version: full_version("postgresql", version) }
     }
 
     /// Downloads into `cache` what is not there and verifies all of it; returns the files in the manifest's order.
@@ -282,5 +292,20 @@ impl Progress {
             self.said.set(self.started.elapsed());
             drop(writeln!(io::stderr(), "obtaining {}: {files} of {} files, {seconds} s", self.label, self.total));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_is_named_in_full_or_by_its_beginning() {
+        let cases =
+            [("5.0", "5.0.5"), ("5.0.5", "5.0.5"), ("4.0", "4.0.17"), ("4", "4.1.9"), ("5.0.", "5.0."), ("3", "3")];
+        for (version, full) in cases {
+            assert_eq!(full_version("cassandra", version), full);
+        }
+        assert_eq!(full_version("postgresql", "17"), "17.5");
     }
 }

@@ -11,7 +11,7 @@ use crate::instance::Instance;
 use crate::java::{ClassArchive, java};
 use crate::kafka::retry_on_taken_port;
 use crate::process::{Server, Spec};
-use crate::{Artifact, Error, default_version, place};
+use crate::{Artifact, Error, artifact::full_version, default_version, place};
 
 const CQL_PORT: u16 = 9042;
 const STORAGE_PORT: u16 = 7000;
@@ -160,10 +160,10 @@ impl Deref for Node {
 }
 
 impl CassandraBuilder {
-    /// One of the pinned versions.
+    /// One of the pinned versions, or its beginning: 4.1.9, 4.1, 4.
     #[must_use]
     pub fn version(mut self, version: &str) -> Self {
-        version.clone_into(&mut self.version);
+        self.version = full_version("cassandra", version);
         self
     }
 

@@ -90,7 +90,7 @@ impl Deref for Postgres {
 }
 
 impl PostgresBuilder {
-    /// One of the pinned versions, or `system` for the newest below `/usr/lib/postgresql`.
+    /// One of the pinned versions or its beginning (17.5, 17), or `system` for the newest below `/usr/lib/postgresql`.
     #[must_use]
     pub fn version(mut self, version: &str) -> Self {
         version.clone_into(&mut self.version);

@@ -178,7 +178,7 @@ pub(crate) enum DevCommand {
 pub(crate) struct UpArgs {
     #[command(flatten)]
     pub(crate) name: NameArgs,
-    /// Version of Cassandra
+    /// Version of Cassandra: 5.0, 4.1 or 4.0, or in full
     #[arg(long, value_name = "VERSION", default_value = cdc_testkit::default_version::CASSANDRA)]
     pub(crate) cassandra: String,
     /// Cassandra nodes: 1 or 3
@@ -187,7 +187,7 @@ pub(crate) struct UpArgs {
     /// Kafka, too
     #[arg(long)]
     pub(crate) kafka: bool,
-    /// Version of PostgreSQL, or `system` for an installed one
+    /// Version of PostgreSQL: 14 to 18, or in full; `system` for an installed one
     #[arg(long, value_name = "VERSION", default_value = cdc_testkit::default_version::POSTGRES)]
     pub(crate) postgres: String,
 }

@@ -312,7 +312,9 @@ impl OpenSegment {
                 Ok(if self.is_final { Step::Finished } else { Step::Waiting })
             }
             // Not this segment but all of them: a person must choose what to do.
-            ReadError::Unsupported { .. } | ReadError::EntryTooLarge { .. } => Err(error.into()),
+            ReadError::Unsupported { .. } | ReadError::EntryTooLarge { .. } | ReadError::SectionTooLarge { .. } => {
+                Err(error.into())
+            }
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
+use cdc_cassandra::checks::Wanted;
 use cdc_commitlog::CaptureMode;
-use cdc_model::TableSchema;
 use serde::{Deserialize, Serialize};
 
 /// Poll interval while the log is idle: small against the commit a change costs later, and a few percent of a core.
@@ -63,7 +63,7 @@ impl SourceConfig {
             faults.push("source.tables is empty: name what to capture, as `keyspace.table` or `keyspace.*`".to_owned());
         }
         for table in &self.tables {
-            if TablePattern::parse(table).is_none() {
+            if Wanted::parse(table).is_none() {
                 faults.push(format!("source.tables: `{table}` is neither `keyspace.table` nor `keyspace.*`"));
             }
         }
@@ -74,27 +74,5 @@ impl SourceConfig {
             faults.push(format!("source.memory_bytes is {}: use at least {MIN_MEMORY_BYTES}", self.memory_bytes));
         }
         faults
-    }
-}
-
-/// One entry of `tables`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct TablePattern {
-    pub(crate) keyspace: String,
-    /// `None`: all of the keyspace.
-    pub(crate) table: Option<String>,
-}
-
-impl TablePattern {
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (keyspace, table) = text.split_once('.')?;
-        if keyspace.is_empty() || table.is_empty() || table.contains('.') {
-            return None;
-        }
-        Some(Self { keyspace: keyspace.to_owned(), table: (table != "*").then(|| table.to_owned()) })
-    }
-
-    pub(crate) fn matches(&self, schema: &TableSchema) -> bool {
-        self.keyspace == schema.keyspace && self.table.as_ref().is_none_or(|table| *table == schema.name)
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use cdc_cassandra::{Cassandra, SchemaRegistry};
+use cdc_cassandra::{Cassandra, SchemaRegistry, checks::Wanted};
 use cdc_commitlog::{DecodeError, Decoder, Format};
 use cdc_model::{Change, NodeId, Provenance, SegmentId, SegmentPosition, TableId, TableSchema};
 use tokio::{runtime::Handle, sync::mpsc};
@@ -16,7 +16,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     SourceMetrics,
-    config::TablePattern,
     position::Offsets,
     quarantine::{Quarantine, QuarantineError},
 };
@@ -51,7 +50,7 @@ pub(crate) struct Halted;
 
 /// What captured tables are.
 #[derive(Clone, Debug)]
-pub(crate) struct Captured(pub(crate) Arc<[TablePattern]>);
+pub(crate) struct Captured(pub(crate) Arc<[Wanted]>);
 
 impl Captured {
     pub(crate) fn contains(&self, table: &TableSchema) -> bool {
@@ -60,7 +59,7 @@ impl Captured {
 
     /// Captured, or would be with `cdc = true`.
     fn matches(&self, table: &TableSchema) -> bool {
-        self.0.iter().any(|pattern| pattern.matches(table))
+        self.0.iter().any(|wanted| wanted.matches(table))
     }
 }
 

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use cdc_cassandra::{Cassandra, CassandraConfig, SchemaRegistry, Settings};
+use cdc_cassandra::{
+    Cassandra, CassandraConfig, SchemaRegistry, Settings,
+    checks::{Wanted, node_faults, table_faults},
+};
 use cdc_commitlog::CaptureMode;
 use cdc_model::{NodeId, TableSchema};
 use cdc_postgres::StreamName;
@@ -18,7 +21,6 @@ use tokio::{runtime::Handle, sync::mpsc};
 use crate::{
     Outlet, SourceConfig, SourceError, SourceMetrics,
     capture::Capture,
-    config::TablePattern,
     intake::{Batch, Captured, Intake, SchemaSource},
     keeper::{Disk, Keeper},
     outlet::{Delivery, Durable, KafkaDelivery, is_transient, stored_offsets},
@@ -70,13 +72,13 @@ pub(crate) async fn start(
         }
     };
     let node = cassandra.host_id();
-    let patterns: Arc<[TablePattern]> = config.tables.iter().filter_map(|text| TablePattern::parse(text)).collect();
-    check_tables(&patterns, &tables)?;
+    let wanted: Arc<[Wanted]> = config.tables.iter().filter_map(|text| Wanted::parse(text)).collect();
+    check_tables(&wanted, &tables)?;
     let registry = SchemaRegistry::default();
     if let Err(error) = registry.refresh(tables) {
         tracing::error!(%error, "a table's schema cannot be used");
     }
-    let captured = Captured(patterns);
+    let captured = Captured(wanted);
 
     let (file, stored) = PositionFile::open(&config.state_directory, node)?;
     let mut position = stored.unwrap_or_default();
@@ -129,18 +131,7 @@ async fn load_schema(cassandra: &Cassandra) -> Vec<TableSchema> {
 
 /// The mode that is possible with the node's commit log.
 fn check_node(settings: &Settings, wanted: CaptureMode) -> Result<CaptureMode, SourceError> {
-    let mut faults = Vec::new();
-    if settings.cdc_enabled() == Some(false) {
-        faults
-            .push("Cassandra has CDC switched off; set cdc_enabled: true in cassandra.yaml and restart it".to_owned());
-    }
-    if settings.commitlog_is_transformed() {
-        faults.push(
-            "Cassandra's commit log is compressed or encrypted, which is not supported; take commitlog_compression and \
-             transparent_data_encryption_options out of cassandra.yaml and restart it"
-                .to_owned(),
-        );
-    }
+    let faults = node_faults(settings);
     if !faults.is_empty() {
         return Err(SourceError::Config(faults));
     }
@@ -153,41 +144,15 @@ fn check_node(settings: &Settings, wanted: CaptureMode) -> Result<CaptureMode, S
     Ok(wanted)
 }
 
-/// Tables that are listed by name must exist and be in the log.
-fn check_tables(patterns: &[TablePattern], tables: &[TableSchema]) -> Result<(), SourceError> {
-    let mut faults = Vec::new();
-    for pattern in patterns {
-        let mut matching = tables.iter().filter(|table| pattern.matches(table)).peekable();
-        let keyspace = &pattern.keyspace;
-        match (&pattern.table, matching.peek()) {
-            (Some(table), None) => faults.push(format!(
-                "source.tables lists {keyspace}.{table}, which does not exist in Cassandra; create it or take it out"
-            )),
-            (None, None) => tracing::warn!(keyspace, "source.tables lists a keyspace without tables so far"),
-            (Some(_), Some(table)) if !table.cdc => faults.push(format!(
-                "source.tables lists {}, which is not in the CDC log; run: {}",
-                table.full_name(),
-                enable_cdc(table)
-            )),
-            (Some(_), Some(_)) => {}
-            (None, Some(_)) => {
-                for table in matching.filter(|table| !table.cdc) {
-                    let (table, statement) = (table.full_name(), enable_cdc(table));
-                    tracing::warn!(table, statement, "table is not in the CDC log and is not captured until it is");
-                }
-            }
-        }
+/// Tables that are listed by name must exist and be in the log; a keyspace may still get its tables.
+fn check_tables(wanted: &[Wanted], tables: &[TableSchema]) -> Result<(), SourceError> {
+    let (named, keyspaces): (Vec<Wanted>, Vec<Wanted>) =
+        wanted.iter().cloned().partition(|entry| entry.table.is_some());
+    for fault in table_faults(&keyspaces, tables) {
+        tracing::warn!("{fault}; nothing of it is captured until then");
     }
+    let faults = table_faults(&named, tables);
     if faults.is_empty() { Ok(()) } else { Err(SourceError::Config(faults)) }
-}
-
-fn enable_cdc(table: &TableSchema) -> String {
-    let quoted = |name: &str| {
-        let plain = name.starts_with(|c: char| c.is_ascii_lowercase())
-            && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-        if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
-    };
-    format!("ALTER TABLE {}.{} WITH cdc = true;", quoted(&table.keyspace), quoted(&table.name))
 }
 
 async fn open_outlet(
@@ -262,16 +227,15 @@ mod tests {
     }
 
     #[test]
-    fn listed_tables_must_be_in_the_log_and_the_error_holds_the_statement() {
+    fn tables_listed_by_name_must_be_in_the_log_and_those_of_a_keyspace_may_come_later() {
         let tables = [table("shop", "orders", true), table("shop", "Carts", false), table("crm", "people", false)];
         let check = |texts: &[&str]| {
-            let patterns: Vec<_> = texts.iter().map(|text| TablePattern::parse(text).unwrap()).collect();
-            check_tables(&patterns, &tables)
+            let wanted: Vec<_> = texts.iter().map(|text| Wanted::parse(text).unwrap()).collect();
+            check_tables(&wanted, &tables)
         };
         check(&["shop.orders", "crm.*", "new.*"]).unwrap();
-        let error = check(&["shop.Carts", "crm.people", "shop.nothing"]).unwrap_err().to_string();
+        let error = check(&["shop.Carts", "shop.nothing"]).unwrap_err().to_string();
         assert!(error.contains(r#"ALTER TABLE shop."Carts" WITH cdc = true;"#), "{error}");
-        assert!(error.contains("ALTER TABLE crm.people WITH cdc = true;"), "{error}");
-        assert!(error.contains("shop.nothing, which does not exist"), "{error}");
+        assert!(error.contains("shop.nothing"), "{error}");
     }
 }

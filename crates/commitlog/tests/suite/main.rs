@@ -9,3 +9,4 @@ mod fuzz;
 mod golden;
 mod properties;
 mod support;
+mod transformed;

@@ -63,10 +63,10 @@ pub(crate) struct DemoArgs {
     /// The same seed writes the same statements in the same order.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Version of Cassandra.
+    /// Version of Cassandra: 5.0, 4.1 or 4.0, or in full.
     #[arg(long, value_name = "VERSION", default_value = default_version::CASSANDRA)]
     cassandra: String,
-    /// Version of PostgreSQL, or `system`.
+    /// Version of PostgreSQL: 14 to 18, or in full; or `system`.
     #[arg(long, value_name = "VERSION", default_value = default_version::POSTGRES)]
     postgres: String,
 }

@@ -1,0 +1,313 @@
+//! What is known of the rows that a transaction may change.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use cdc_model::{
+    Cell, Clustering, ColumnKind, ColumnState, Liveness, LocalTime, RowState, StateError, WriteTime, decode_row,
+    decode_tombstones,
+};
+use tokio_postgres::{Row, types::Type};
+
+use super::{Attempt, Failure, Locks, STATIC_ROW, TableWork, Touched, Version, Work};
+use crate::{
+    TargetError,
+    array::{Array, Raw},
+    layout::{Layout, Relation, join_key, split_key},
+    session::{Call, Frame, Session},
+    stream::{FENCE_CLASS, READ_EPOCHS, fence_key},
+    value::decode,
+};
+
+const LOCK: &str = "-- cdc: lock\nselect _cdc.lock($1::int[], $2::int[], $3::bool[])";
+const READ_TOMBSTONES: &str = "-- cdc: read tombstones\nselect k.i, t.state from unnest($2::bytea[]) with ordinality as \
+    k(p, i) join _cdc.tombstones as t on t.table_id = $1 and t.partition_key = k.p";
+const READ_REMAINS: &str = "-- cdc: read remains\nselect k.i, r.ctid, r.xmin, r.state from unnest($2::bytea[], $3::bytea[]) \
+    with ordinality as k(p, c, i) join _cdc.remains as r \
+    on r.table_id = $1 and r.partition_key = k.p and r.clustering = k.c";
+const READ_PARTITION_REMAINS: &str = "-- cdc: read partitions' remains\nselect k.i, r.ctid, r.xmin, r.state, r.clustering \
+    from unnest($2::bytea[]) with ordinality as k(p, i) join _cdc.remains as r \
+    on r.table_id = $1 and r.partition_key = k.p";
+
+pub(super) async fn read(
+    session: &mut Session,
+    work: &Work<'_>,
+    tables: &mut [TableWork<'_>],
+    locks: &Locks,
+) -> Result<(), Attempt> {
+    let streams: Vec<String> = work.fence.iter().map(|advance| advance.claim.stream.0.clone()).collect();
+    let mut fence_keys: Vec<i32> = streams.iter().map(|stream| fence_key(stream)).collect();
+    fence_keys.sort_unstable();
+    let fences = fence_keys.into_iter().map(|key| (FENCE_CLASS, key, false));
+    let all: Vec<_> =
+        fences.chain(locks.iter().map(|((class, bucket), exclusive)| (*class, *bucket, *exclusive))).collect();
+    let mut calls = Vec::new();
+    if !all.is_empty() {
+        calls.push(
+            Call::new(LOCK)
+                .with(all.iter().map(|(class, _, _)| *class).collect::<Vec<_>>())
+                .with(all.iter().map(|(_, key, _)| *key).collect::<Vec<_>>())
+                .with(all.iter().map(|(_, _, exclusive)| *exclusive).collect::<Vec<_>>()),
+        );
+    }
+    let fenced = !streams.is_empty();
+    if fenced {
+        calls.push(Call::new(READ_EPOCHS).with(streams));
+    }
+    let first = calls.len() - usize::from(fenced);
+    let mut plan = Vec::new();
+    for (index, table) in tables.iter().enumerate() {
+        table.plan_reads(index, &mut plan, &mut calls);
+    }
+    let mut answers = session.run(Frame::Begin, calls).await?.into_iter().skip(first);
+    if fenced {
+        let epochs = answers.next().unwrap_or_default();
+        let epochs: HashMap<String, i64> = epochs.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let lost = work.fence.iter().find(|a| epochs.get(&a.claim.stream.0) != Some(&a.claim.epoch));
+        if let Some(advance) = lost {
+            return Err(Attempt::Failure(Failure::Fenced(advance.claim.stream.clone())));
+        }
+    }
+    for ((index, read), rows) in plan.into_iter().zip(answers) {
+        tables[index].take_answer(&read, &rows)?;
+    }
+    Ok(())
+}
+
+/// Loads whole partitions where a deletion is new to the target.
+pub(super) async fn read_partitions(session: &mut Session, tables: &mut [TableWork<'_>]) -> Result<(), Attempt> {
+    let mut calls = Vec::new();
+    let mut plan = Vec::new();
+    for (index, table) in tables.iter_mut().enumerate() {
+        let changed: Vec<Bytes> =
+            table.tombstones.iter().filter(|(_, t)| t.changed).map(|(partition, _)| partition.clone()).collect();
+        if changed.is_empty() {
+            continue;
+        }
+        for relation in std::iter::once(&table.layout.rows).chain(&table.layout.statics) {
+            let mut arrays: Vec<Array> =
+                relation.key.iter().take(relation.partition_columns).map(|c| Array::new(c.pg.clone())).collect();
+            for partition in &changed {
+                // Encodes, because it did when the units were arranged.
+                for (array, value) in
+                    arrays.iter_mut().zip(table.layout.encode_key(partition, None).unwrap_or_default())
+                {
+                    array.push(Some(value));
+                }
+            }
+            calls.push(arrays.into_iter().fold(Call::new(&relation.sql.select_partitions), Call::with));
+            plan.push((index, Some(relation.kind), changed.clone()));
+        }
+        let keys = Array::collect(Type::BYTEA, changed.iter().cloned());
+        calls.push(Call::new(READ_PARTITION_REMAINS).with(table.layout.schema.id.0).with(keys));
+        plan.push((index, None, changed));
+    }
+    if calls.is_empty() {
+        return Ok(());
+    }
+    let answers = session.run(Frame::Inside, calls).await?;
+    let mut known: Vec<HashMap<(Bytes, Option<Clustering>), usize>> = tables
+        .iter()
+        .map(|table| {
+            let keys = table.touched.iter().map(|row| (row.partition.clone(), row.clustering.clone()));
+            keys.zip(0..).collect()
+        })
+        .collect();
+    for ((index, kind, partitions), rows) in plan.into_iter().zip(answers) {
+        for row in &rows {
+            tables[index].take_partition_row(kind, &partitions, row, &mut known[index])?;
+        }
+    }
+    Ok(())
+}
+
+/// What a read asked for; results come with the position in the list, from 1.
+enum Read {
+    Tombstones(Vec<Bytes>),
+    /// Positions in `touched`.
+    Rows(ColumnKind, std::ops::Range<usize>),
+    Remains,
+}
+
+impl<'w> TableWork<'w> {
+    fn plan_reads<'s>(&'s self, index: usize, plan: &mut Vec<(usize, Read)>, calls: &mut Vec<Call<'w>>) {
+        let id = self.layout.schema.id.0;
+        let partitions: Vec<Bytes> = self.tombstones.keys().cloned().collect();
+        let keys = Array::collect(Type::BYTEA, partitions.iter().cloned());
+        calls.push(Call::new(READ_TOMBSTONES).with(id).with(keys));
+        plan.push((index, Read::Tombstones(partitions)));
+        let statics = self.touched.partition_point(|row| row.clustering.is_none());
+        for (kind, range) in [(ColumnKind::Static, 0..statics), (ColumnKind::Regular, statics..self.touched.len())] {
+            let Some(relation) = self.layout.relation(kind).filter(|_| !range.is_empty()) else { continue };
+            let mut arrays: Vec<Array> = relation.key.iter().map(|c| Array::new(c.pg.clone())).collect();
+            for row in &self.touched[range.clone()] {
+                for (array, value) in arrays.iter_mut().zip(&row.key) {
+                    array.push(Some(value.clone()));
+                }
+            }
+            calls.push(arrays.into_iter().fold(Call::new(&relation.sql.select_rows), Call::with));
+            plan.push((index, Read::Rows(kind, range)));
+        }
+        if !self.touched.is_empty() {
+            let partitions = Array::collect(Type::BYTEA, self.touched.iter().map(|row| row.partition.clone()));
+            let clusterings = Array::collect(Type::BYTEA, self.touched.iter().map(Touched::remains_key));
+            calls.push(Call::new(READ_REMAINS).with(id).with(partitions).with(clusterings));
+            plan.push((index, Read::Remains));
+        }
+    }
+
+    fn take_answer(&mut self, read: &Read, rows: &[Row]) -> Result<(), TargetError> {
+        match read {
+            Read::Tombstones(partitions) => {
+                for row in rows {
+                    let stored = decode_tombstones(bytes(row, 1)).map_err(|error| self.damaged(error))?;
+                    let tombstones = self.tombstones.get_mut(&partitions[ordinal(row)]).expect("asked for");
+                    tombstones.merged = stored;
+                }
+                for tombstones in self.tombstones.values_mut() {
+                    if let Some(change) = tombstones.change {
+                        let merged = tombstones.merged.clone().merge(change.clone());
+                        tombstones.changed = merged != tombstones.merged;
+                        tombstones.merged = merged;
+                    }
+                }
+            }
+            Read::Rows(kind, range) => {
+                let relation = self.layout.relation(*kind).expect("was read");
+                let key_at = 5 + relation.reversible().count();
+                for row in rows {
+                    let (version, state) = self.stored(relation, row)?;
+                    let touched = &mut self.touched[range.start + ordinal(row)];
+                    touched.live = Some(version);
+                    touched.learn(state);
+                    let key = || join_key(&touched.partition, touched.clustering.as_ref());
+                    touched.collides = relation.stores_key && bytes(row, key_at) != key();
+                }
+            }
+            Read::Remains => {
+                for row in rows {
+                    let state = decode_row(&self.layout.schema, bytes(row, 3)).map_err(|error| self.damaged(error))?;
+                    let touched = &mut self.touched[ordinal(row)];
+                    touched.remains = Some(Version { ctid: bytes(row, 1), xmin: bytes(row, 2) });
+                    touched.learn(self.layout.strip(state));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A row (or remains, if there is no kind) of a partition that was deleted from.
+    fn take_partition_row(
+        &mut self,
+        kind: Option<ColumnKind>,
+        partitions: &[Bytes],
+        row: &Row,
+        known: &mut HashMap<(Bytes, Option<Clustering>), usize>,
+    ) -> Result<(), TargetError> {
+        let partition = partitions[ordinal(row)].clone();
+        let damaged = |_| self.damaged(StateError::Damaged);
+        let (clustering, version, state, live) = match kind {
+            None => {
+                let key = bytes(row, 4);
+                let clustering = if key.as_ref() == STATIC_ROW {
+                    None
+                } else {
+                    Some(Clustering::from_bytes(key).ok_or(()).map_err(damaged)?)
+                };
+                let state = decode_row(&self.layout.schema, bytes(row, 3)).map_err(|error| self.damaged(error))?;
+                let version = Version { ctid: bytes(row, 1), xmin: bytes(row, 2) };
+                (clustering, version, self.layout.strip(state), false)
+            }
+            Some(kind) => {
+                let relation = self.layout.relation(kind).expect("was read");
+                let (found, clustering) = relation
+                    .decode_key(&self.layout.schema, row, 5 + relation.reversible().count())
+                    .ok_or(())
+                    .map_err(damaged)?;
+                if found != partition {
+                    return Ok(());
+                }
+                let (version, state) = self.stored(relation, row)?;
+                (clustering, version, state, true)
+            }
+        };
+        let index = match known.entry((partition.clone(), clustering.clone())) {
+            std::collections::hash_map::Entry::Occupied(place) => *place.get(),
+            std::collections::hash_map::Entry::Vacant(place) => {
+                let token = self.tombstones[&partition].token;
+                // A key that was written once encodes again.
+                let key = self.layout.encode_key(&partition, clustering.as_ref()).unwrap_or_default();
+                self.touched.push(Touched::new(partition, token, clustering, key));
+                *place.insert(self.touched.len() - 1)
+            }
+        };
+        let touched = &mut self.touched[index];
+        touched.learn(state);
+        if live {
+            touched.live = Some(version);
+        } else {
+            touched.remains = Some(version);
+        }
+        Ok(())
+    }
+
+    /// Version and state of a row of a target table, as every read of one gives them from column 1 on.
+    fn stored(&self, relation: &Relation, row: &Row) -> Result<(Version, RowState), TargetError> {
+        let version = Version { ctid: bytes(row, 1), xmin: bytes(row, 2) };
+        if let Raw(Some(state)) = row.get(4) {
+            let state = decode_row(&self.layout.schema, state).map_err(|error| self.damaged(error))?;
+            return Ok((version, self.layout.strip(state)));
+        }
+        let time = WriteTime(row.get(3));
+        let mut columns = Vec::new();
+        for (at, (id, column)) in relation.reversible().enumerate() {
+            if let Raw(Some(value)) = row.get(5 + at) {
+                let value = decode(&column.cql, value).ok_or_else(|| self.damaged(StateError::Damaged))?;
+                columns.push((id, ColumnState::Simple(Cell::live(time, value))));
+            }
+        }
+        let marked = relation.kind == ColumnKind::Regular;
+        let liveness = marked.then_some(Liveness { time, ttl: 0, expires: LocalTime::NONE });
+        Ok((version, RowState { liveness, deletion: None, columns }))
+    }
+}
+
+impl Layout {
+    /// Leaves out what belongs to columns that are gone.
+    fn strip(&self, mut state: RowState) -> RowState {
+        state.columns.retain(|(id, _)| self.schema.column(*id).dropped.is_none());
+        state
+    }
+}
+
+impl Relation {
+    /// Partition key and clustering (`None` in the static relation) from the columns of a row that begin at `at`.
+    pub(crate) fn decode_key(
+        &self,
+        schema: &cdc_model::TableSchema,
+        row: &Row,
+        at: usize,
+    ) -> Option<(Bytes, Option<Clustering>)> {
+        let (partition, clustering) = if self.stores_key {
+            split_key(row.get::<_, Raw>(at).0?)?
+        } else {
+            let column = |(index, column): (usize, &crate::layout::TargetColumn)| {
+                decode(&column.cql, row.get::<_, Raw>(at + index).0?)
+            };
+            let mut values: Vec<Bytes> = self.key.iter().enumerate().map(column).collect::<Option<_>>()?;
+            let clustering = values.split_off(self.partition_columns);
+            debug_assert_eq!(values.len(), schema.partition_key.len());
+            (cdc_model::TableSchema::join_partition_key(&values), Clustering::new(clustering.into_iter().map(Some)))
+        };
+        Some((partition, (self.kind == ColumnKind::Regular).then_some(clustering)))
+    }
+}
+
+/// The position in the list a read was given, which every read returns first.
+fn ordinal(row: &Row) -> usize {
+    usize::try_from(row.get::<_, i64>(0) - 1).expect("ordinality begins at 1")
+}
+
+fn bytes(row: &Row, at: usize) -> Bytes {
+    row.get::<_, Raw>(at).0.unwrap_or_default()
+}

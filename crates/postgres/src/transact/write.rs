@@ -1,0 +1,192 @@
+//! Statements that write what a merge made new.
+
+use bytes::Bytes;
+use cdc_model::{ColumnKind, ColumnState, LocalTime, RowState, Token, encode_row};
+use tokio_postgres::types::Type;
+
+use super::{Touched, Version};
+use crate::{
+    array::Array,
+    layout::{Layout, Relation, join_key},
+    session::Call,
+    value::{Unrepresentable, encode_visible, timestamptz},
+};
+
+const INSERT_REMAINS: &str = "-- cdc: insert remains\ninsert into _cdc.remains (table_id, partition_key, clustering, state) \
+    select $1::uuid, * from unnest($2::bytea[], $3::bytea[], $4::bytea[])";
+const UPDATE_REMAINS: &str = "-- cdc: update remains\nwith written as (update _cdc.remains as t set state = k.s \
+    from unnest($1::tid[], $2::xid[], $3::bytea[]) as k(c, x, s) where t.ctid = k.c and t.xmin = k.x returning 1) \
+    select _cdc.require((select count(*) from written), cardinality($1))";
+const DELETE_REMAINS: &str = "-- cdc: delete remains\nwith written as (delete from _cdc.remains as t \
+    using unnest($1::tid[], $2::xid[]) as k(c, x) where t.ctid = k.c and t.xmin = k.x returning 1) \
+    select _cdc.require((select count(*) from written), cardinality($1))";
+
+/// Columns of the statements that write one relation.
+struct RelationWrites<'w> {
+    relation: &'w Relation,
+    insert: Vec<Array>,
+    update: Vec<Array>,
+    delete: Vec<Array>,
+    inserts: usize,
+    updates: usize,
+    deletes: usize,
+}
+
+pub(super) struct Writes<'w> {
+    layout: &'w Layout,
+    relations: Vec<RelationWrites<'w>>,
+    insert_remains: [Array; 3],
+    update_remains: [Array; 3],
+    delete_remains: [Array; 2],
+    pub(super) inserted_remains: Vec<Token>,
+    updated_remains: usize,
+    deleted_remains: usize,
+}
+
+fn versions() -> [Array; 2] {
+    [Array::new(Type::TID), Array::new(Type::XID)]
+}
+
+impl<'w> RelationWrites<'w> {
+    fn new(relation: &'w Relation) -> Self {
+        let array = |ty: &Type| Array::new(ty.clone());
+        let key = relation.key.iter().map(|c| array(&c.pg));
+        let values = || {
+            let metas = [Type::INT8, Type::BYTEA, Type::TIMESTAMPTZ];
+            relation.values.iter().map(|(_, c)| c.pg.clone()).chain(metas).map(Array::new)
+        };
+        let fixed = std::iter::once(array(&Type::INT8)).chain(relation.stores_key.then(|| array(&Type::BYTEA)));
+        Self {
+            insert: key.chain(fixed).chain(values()).collect(),
+            update: versions().into_iter().chain(values()).collect(),
+            delete: versions().into(),
+            relation,
+            inserts: 0,
+            updates: 0,
+            deletes: 0,
+        }
+    }
+}
+
+fn push_all(arrays: &mut [Array], values: impl IntoIterator<Item = Option<Bytes>>) {
+    for (array, value) in arrays.iter_mut().zip(values) {
+        array.push(value);
+    }
+}
+
+impl<'w> Writes<'w> {
+    pub(super) fn new(layout: &'w Layout) -> Self {
+        let bytea = || Array::new(Type::BYTEA);
+        let [c, x] = versions();
+        Self {
+            layout,
+            relations: std::iter::once(&layout.rows).chain(&layout.statics).map(RelationWrites::new).collect(),
+            insert_remains: [bytea(), bytea(), bytea()],
+            update_remains: [c, x, bytea()],
+            delete_remains: versions(),
+            inserted_remains: Vec::new(),
+            updated_remains: 0,
+            deleted_remains: 0,
+        }
+    }
+
+    /// Puts a row where it belongs by its new state; nothing is put if a value has no form in PostgreSQL.
+    pub(super) fn put(
+        &mut self,
+        row: &Touched<'_>,
+        after: &RowState,
+        now: LocalTime,
+    ) -> Result<(), (String, Unrepresentable)> {
+        let kind = row.kind();
+        let writes = self.relations.iter_mut().find(|writes| writes.relation.kind == kind).expect("has such columns");
+        let relation = writes.relation;
+        let version = |version: &Version| [Some(version.ctid.clone()), Some(version.xmin.clone())];
+        let Some(visible) = after.visible(now) else {
+            if let Some(live) = &row.live {
+                push_all(&mut writes.delete, version(live));
+                writes.deletes += 1;
+            }
+            let state = (!after.is_empty()).then(|| encode_row(&self.layout.schema, after));
+            match (&row.remains, state) {
+                (None, None) => {}
+                (None, Some(state)) => {
+                    self.inserted_remains.push(row.token);
+                    push_all(&mut self.insert_remains, [row.partition.clone(), row.remains_key(), state].map(Some));
+                }
+                (Some(remains), Some(state)) => {
+                    self.updated_remains += 1;
+                    push_all(&mut self.update_remains, version(remains).into_iter().chain([Some(state)]));
+                }
+                (Some(remains), None) => {
+                    self.deleted_remains += 1;
+                    push_all(&mut self.delete_remains, version(remains));
+                }
+            }
+            return Ok(());
+        };
+        let time = after.newest_write();
+        let mut uniform = after.deletion.is_none()
+            && after.columns.len() == visible.len()
+            && match after.liveness {
+                None => kind == ColumnKind::Static,
+                Some(marker) => marker.time == time && marker.ttl == 0 && marker.expires == LocalTime::NONE,
+            }
+            && after.columns.iter().all(|(_, column)| match column {
+                ColumnState::Simple(cell) => cell.time == time && cell.ttl == 0 && cell.local == LocalTime::NONE,
+                ColumnState::Complex(_) => false,
+            });
+        let mut values = Vec::with_capacity(relation.values.len() + 3);
+        let mut shown = visible.iter().peekable();
+        for (id, column) in &relation.values {
+            while shown.next_if(|(other, _)| other < id).is_some() {}
+            let Some((_, value)) = shown.next_if(|(other, _)| other == id) else {
+                values.push(None);
+                continue;
+            };
+            let encoded = encode_visible(&column.cql, value).map_err(|error| (column.name.clone(), error))?;
+            uniform &= encoded.exact;
+            values.push(encoded.bytes);
+        }
+        values.push(Some(Bytes::copy_from_slice(&time.0.to_be_bytes())));
+        values.push((!uniform).then(|| encode_row(&self.layout.schema, after)));
+        values.push(after.next_expiry(now).map(|expiry| timestamptz(expiry.0)));
+        match &row.live {
+            Some(live) => {
+                push_all(&mut writes.update, version(live).into_iter().chain(values));
+                writes.updates += 1;
+            }
+            None => {
+                let token = Bytes::copy_from_slice(&row.token.0.to_be_bytes());
+                let stored = relation.stores_key.then(|| join_key(&row.partition, row.clustering.as_ref()));
+                let fixed = std::iter::once(token).chain(stored);
+                let key = row.key.iter().cloned().chain(fixed).map(Some);
+                push_all(&mut writes.insert, key.chain(values));
+                writes.inserts += 1;
+            }
+        }
+        if let Some(remains) = &row.remains {
+            self.deleted_remains += 1;
+            push_all(&mut self.delete_remains, version(remains));
+        }
+        Ok(())
+    }
+
+    pub(super) fn calls(self, calls: &mut Vec<Call<'w>>) {
+        let id = self.layout.schema.id.0;
+        let fill = |call: Call<'w>, arrays: Vec<Array>| arrays.into_iter().fold(call, Call::with);
+        // Deletes first: a key may come free for another row of a unique index.
+        for writes in self.relations {
+            let sql = &writes.relation.sql;
+            calls.extend((writes.deletes > 0).then(|| fill(Call::new(&sql.delete), writes.delete)));
+            calls.extend((writes.updates > 0).then(|| fill(Call::new(&sql.update), writes.update)));
+            calls.extend((writes.inserts > 0).then(|| fill(Call::new(&sql.insert), writes.insert)));
+        }
+        let remains = |sql, arrays: Vec<Array>| fill(Call::new(sql), arrays);
+        calls.extend((self.deleted_remains > 0).then(|| remains(DELETE_REMAINS, self.delete_remains.into())));
+        calls.extend((self.updated_remains > 0).then(|| remains(UPDATE_REMAINS, self.update_remains.into())));
+        calls.extend(
+            (!self.inserted_remains.is_empty())
+                .then(|| fill(Call::new(INSERT_REMAINS).with(id), self.insert_remains.into())),
+        );
+    }
+}
