@@ -261,7 +261,7 @@ fn status(port_file: &PathBuf) -> anyhow::Result<serde_json::Value> {
 }
 
 /// Processor seconds and peak resident bytes of a process (`proc(5)`).
-pub(crate) fn usage(process: &str) -> anyhow::Result<(f64, u64)> {
+fn usage(process: &str) -> anyhow::Result<(f64, u64)> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
     let (_, fields) = stat.rsplit_once(") ").context("parse stat")?;
     let fields: Vec<&str> = fields.split(' ').collect();

@@ -17,7 +17,7 @@ use anyhow::{Context, ensure};
 use bytes::Bytes;
 use cdc_cassandra::Cassandra as Client;
 use cdc_commitlog::{
-    Decoder, Fence, ReadLimit, ReadOutcome, SchemaFile, Schemas, SegmentFile, SegmentReader, list_segments, read_index,
+    Decoder, Fence, Format, ReadLimit, ReadOutcome, SchemaFile, Schemas, SegmentFile, SegmentReader, list_segments, read_index,
 };
 use cdc_model::{Change, ChangeBody, NodeId, Provenance, TableId, TableSchema};
 use cdc_testkit::Cassandra;
@@ -26,7 +26,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use scylla::{client::session::Session, value::CqlTimestamp};
 
-use crate::{capture::usage, report::Report};
+use crate::report::Report;
 
 const READ_BYTES: usize = 1 << 20;
 const IN_FLIGHT: usize = 256;
@@ -299,19 +299,22 @@ impl<'a> Log<'a> {
         Ok(Self { segments: list_segments(folder)?, tables: Tables(tables), shape })
     }
 
-    fn read(&self, mut take: impl FnMut(&SegmentReader, Vec<(Provenance, Bytes)>) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    fn read(&self, mut take: impl FnMut(Format, Provenance, &Bytes) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let node = NodeId(uuid::Uuid::nil());
         for segment in &self.segments {
             let opened = SegmentReader::open(segment, 0, SegmentReader::ENTRY_BYTES_MAX)?;
             let mut reader = opened.context("a segment without a header")?;
+            let format = reader.format();
             loop {
                 let limit = ReadLimit { fence: Fence::Live, finished: true, max_bytes: READ_BYTES };
-                let mut entries = Vec::with_capacity(1024);
+                let mut taken = Ok(());
                 let report = reader.read(limit, &mut |position, payload| {
-                    entries.push((Provenance { node, position }, payload));
+                    if let Err(error) = take(format, Provenance { node, position }, &payload) {
+                        taken = Err(error);
+                    }
                 })?;
+                taken?;
                 ensure!(report.damage.is_empty(), "{:?}", report.damage);
-                take(&reader, entries)?;
                 if report.outcome == ReadOutcome::End {
                     break;
                 }
@@ -322,9 +325,9 @@ impl<'a> Log<'a> {
 
     fn frame(&self) -> anyhow::Result<Pass> {
         let mut pass = Pass::default();
-        self.read(|_, entries| {
-            pass.rows += entries.len() as u64;
-            pass.bytes += entries.iter().map(|(_, payload)| payload.len() as u64 + 12).sum::<u64>();
+        self.read(|_, _, payload| {
+            pass.rows += 1;
+            pass.bytes += payload.len() as u64 + 12;
             Ok(())
         })?;
         Ok(pass)
@@ -337,12 +340,10 @@ impl<'a> Log<'a> {
             table.keyspace == "bench" && self.shape.only.is_none_or(|only| table.name == only)
         };
         let mut changes: Vec<Change> = Vec::new();
-        self.read(|reader, entries| {
-            for (at, payload) in &entries {
-                pass.bytes += payload.len() as u64 + 12;
-                pass.rows += 1;
-                decoder.decode(reader.format(), payload, *at, &self.tables, &captured, &mut changes)?;
-            }
+        self.read(|format, at, payload| {
+            pass.rows += 1;
+            pass.bytes += payload.len() as u64 + 12;
+            decoder.decode(format, payload, at, &self.tables, &captured, &mut changes)?;
             let rows = changes.iter().filter(|change| matches!(change.body, ChangeBody::Row { .. }));
             pass.captured += rows.count() as u64;
             changes.clear();
@@ -353,20 +354,27 @@ impl<'a> Log<'a> {
 
     fn measure(&self, options: &Options, pass: impl Fn(&Self) -> anyhow::Result<Pass>) -> anyhow::Result<Rate> {
         for warm in [true, false] {
-            let (start, before) = (Instant::now(), usage("self")?.0);
+            let (start, before) = (Instant::now(), processor_seconds()?);
             let mut total = Pass::default();
             while start.elapsed() < Duration::from_secs(options.seconds) {
                 let pass = pass(self)?;
                 total.rows += pass.rows;
                 total.bytes += pass.bytes;
             }
-            let seconds = usage("self")?.0 - before;
+            let seconds = processor_seconds()? - before;
             if !warm {
                 return Ok(Rate { rows: float(total.rows) / seconds, bytes: float(total.bytes) / seconds });
             }
         }
         unreachable!("the second round returns")
     }
+}
+
+/// Of this thread, to the nanosecond.
+fn processor_seconds() -> anyhow::Result<f64> {
+    let statistics = fs::read_to_string("/proc/thread-self/schedstat").context("read schedstat")?;
+    let nanoseconds: u64 = statistics.split(' ').next().unwrap_or_default().parse().context("parse schedstat")?;
+    Ok(float(nanoseconds) / 1e9)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]

@@ -471,7 +471,7 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
         Ok((deletion.is_some() || !cells.is_empty()).then_some(ComplexState { deletion, cells }))
     }
 
-    #[inline]
+    #[inline(always)]
     fn simple(
         &mut self,
         column: &HeaderColumn,
@@ -483,7 +483,7 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
     }
 
     /// A cell and its path, which `path` reads: it stands before the value.
-    #[inline]
+    #[inline(always)]
     fn cell<P>(
         &mut self,
         kind: Kind,
@@ -519,12 +519,12 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
     }
 
     /// The bytes of a range, unless nothing is kept.
-    #[inline]
+    #[inline(always)]
     fn bytes(&self, range: std::ops::Range<usize>) -> Bytes {
         if KEEP && !range.is_empty() { self.payload.slice(range) } else { Bytes::new() }
     }
 
-    #[inline]
+    #[inline(always)]
     fn value(&mut self, fixed: Option<usize>) -> Result<std::ops::Range<usize>, Fault> {
         match fixed {
             Some(length) => self.cursor.take(length),
