@@ -156,6 +156,16 @@ impl Cassandra {
         schema::load(self).await
     }
 
+    /// Changes with every change of the schema.
+    ///
+    /// # Errors
+    /// If the node does not answer.
+    pub async fn schema_version(&self) -> Result<Uuid, CassandraError> {
+        let table = "system.local";
+        let versions: Vec<(Uuid,)> = self.rows(table, "select schema_version from system.local").await?;
+        versions.into_iter().next().map(|(version,)| version).ok_or(CassandraError::NoRow { table })
+    }
+
     pub(crate) async fn rows<R>(&self, table: &'static str, query: &str) -> Result<Vec<R>, CassandraError>
     where
         R: for<'frame, 'metadata> DeserializeRow<'frame, 'metadata>,

@@ -77,11 +77,7 @@ impl Compressor {
             Self::Deflate => self.inflate(stored, stated, limit),
             Self::Zstd => {
                 let length = get_frame_content_size(stored).map_err(|_| SectionFault::Corrupt)?.unwrap_or(stated);
-                let mut plain = Vec::with_capacity(self.room(stored, length, limit)?);
-                match zstd::bulk::decompress_to_buffer(stored, &mut plain) {
-                    Ok(_) => Ok(plain),
-                    Err(_) => Err(SectionFault::Corrupt),
-                }
+                zstd::bulk::decompress(stored, self.room(stored, length, limit)?).map_err(|_| SectionFault::Corrupt)
             }
             Self::Noop => self.room(stored, stored.len() as u64, limit).map(|_| stored.to_vec()),
         }
@@ -102,7 +98,7 @@ impl Compressor {
         let mut plain = Vec::with_capacity(self.room(stored, stated, limit).unwrap_or(0));
         loop {
             let rest = usize::try_from(stream.total_in()).ok().and_then(|read| stored.get(read..)).unwrap_or_default();
-            match stream.decompress_vec(rest, &mut plain, FlushDecompress::Finish) {
+            match stream.decompress_vec(rest, &mut plain, FlushDecompress::None) {
                 Ok(Status::StreamEnd) if stream.total_in() == stored.len() as u64 => return Ok(plain),
                 Ok(Status::Ok | Status::BufError) if plain.len() == plain.capacity() => {
                     let length = plain.len() as u64;

@@ -24,6 +24,12 @@ pub trait Schemas {
     fn table(&self, id: TableId) -> Option<Arc<TableSchema>>;
 }
 
+impl Schemas for HashMap<TableId, Arc<TableSchema>> {
+    fn table(&self, id: TableId) -> Option<Arc<TableSchema>> {
+        self.get(&id).cloned()
+    }
+}
+
 #[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
 pub enum DecodeError {
     /// Stands before other updates in its mutation, so it cannot be skipped without its schema.

@@ -93,12 +93,18 @@ impl Capture {
             };
             self.metrics.caught_up(!busy);
             if !busy {
+                match self.intake.compare_schema() {
+                    Ok(()) => {}
+                    Err(Halted) => break,
+                }
                 std::thread::sleep(self.poll_interval);
             }
         }
         // Entries taken before the stop; a channel that is gone has said why itself.
-        if self.intake.flush().is_err() {
-            tracing::debug!("the channel closed before the capture");
+        match self.intake.flush() {
+            Err(Some(error)) => return Err(error),
+            Err(None) => tracing::debug!("the channel closed before the capture"),
+            Ok(()) => {}
         }
         Ok(())
     }
@@ -148,7 +154,7 @@ impl Capture {
                 }
             }
         }
-        self.intake.flush().map_err(|Halted| None)?;
+        self.intake.flush()?;
         Ok(busy)
     }
 
@@ -231,7 +237,7 @@ impl OpenSegment {
             return Ok(Step::Waiting);
         }
         loop {
-            if intake.schemas.stop.is_cancelled() {
+            if intake.schemas.source.stop.is_cancelled() {
                 return Err(None);
             }
             let limit = ReadLimit { fence, finished, max_bytes: READ_BYTES };
@@ -262,12 +268,12 @@ impl OpenSegment {
             match intake.failed.take() {
                 None => {}
                 Some(Ok(Halted)) => return Err(None),
-                Some(Err(error)) => return Err(Some(error.into())),
+                Some(Err(error)) => return Err(Some(error)),
             }
             match outcome {
                 ReadOutcome::End => return Ok(Step::Finished),
                 ReadOutcome::Waiting => return Ok(Step::Waiting),
-                ReadOutcome::More if intake.is_full() => intake.flush().map_err(|Halted| None)?,
+                ReadOutcome::More if intake.is_full() => intake.flush()?,
                 ReadOutcome::More => {}
             }
         }

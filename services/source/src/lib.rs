@@ -19,6 +19,8 @@ mod outlet;
 mod position;
 mod position_file;
 mod quarantine;
+mod schema;
+mod schema_store;
 mod segment;
 mod start;
 
@@ -34,6 +36,7 @@ pub use outlet::{ChannelBatch, ChannelOutlet, Outlet};
 pub use position::{Offsets, OffsetsError};
 pub use position_file::PositionFileError;
 pub use quarantine::QuarantineError;
+pub use schema_store::SchemaStoreError;
 
 use crate::{
     intake::Batch,
@@ -116,6 +119,8 @@ pub enum SourceError {
     StoredPosition(#[from] OffsetsError),
     #[error(transparent)]
     Quarantine(#[from] QuarantineError),
+    #[error(transparent)]
+    SchemaStore(#[from] SchemaStoreError),
     #[error(transparent)]
     Segment(#[from] cdc_commitlog::ReadError),
     #[error(transparent)]

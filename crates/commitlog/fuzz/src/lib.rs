@@ -8,7 +8,7 @@ mod fuzz;
 #[path = "../../tests/suite/support.rs"]
 mod support;
 
-pub use fuzz::{header, mutation, seeds, segment, values};
+pub use fuzz::{header, mutation, schema, sections, seeds, segment, values};
 
 /// Writes what to start from into the folder the environment names, as libFuzzer comes up and before it reads that
 /// folder: made from the golden files at every run, so that they cannot be out of date.

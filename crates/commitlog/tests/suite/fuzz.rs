@@ -6,7 +6,8 @@
 use std::{cell::RefCell, io::Write as _, os::fd::AsRawFd as _, sync::OnceLock};
 
 use bytes::Bytes;
-use cdc_commitlog::{Damage, Decoder, Fence, Format, ReadError, ReadLimit, ReadOutcome, SegmentFile, SegmentReader};
+use cdc_commitlog::{Damage, Decoder, Fence, Format, ReadError, ReadLimit, ReadOptions, ReadOutcome, SchemaFile,
+    SchemaHistory, SegmentFile, SegmentReader};
 use cdc_model::{
     Change, ChangeBody, ColumnState, CqlType, CqlValue, LocalTime, SegmentId, UdtResolver, compare_values,
     decode_row, encode_row, parse_type,
@@ -49,40 +50,47 @@ fn header_crc(bytes: &[u8], end: usize) -> [u8; 4] {
     crc(&[&bytes[..4], &bytes[8..12], &bytes[4..8], &[0, 0], &bytes[12..14], &bytes[14..end - 4]])
 }
 
+fn put_crc(bytes: &mut [u8], at: usize, crc: [u8; 4]) {
+    if word(bytes, at).is_some_and(|stored| stored != 0) {
+        bytes[at..at + 4].copy_from_slice(&crc);
+    }
+}
+
 /// Makes every CRC hold that is not zero, as far as the lengths lead: most inputs would end at the first one otherwise,
 /// and those of zero stay a way to say "torn" or "damaged".
 fn repair(bytes: &mut [u8]) {
     let Some(start) = header_length(bytes) else { return };
     let crc_of_header = header_crc(bytes, start);
     bytes[start - 4..start].copy_from_slice(&crc_of_header);
-    let put = |bytes: &mut [u8], at: usize, crc: [u8; 4]| {
-        if word(bytes, at).is_some_and(|stored| stored != 0) {
-            bytes[at..at + 4].copy_from_slice(&crc);
-        }
-    };
+    let is_plain = &bytes[14..start - 4] == b"{}";
     let mut section = start;
     while let Some(next) = word(bytes, section) {
         let at = u32::try_from(section).unwrap().to_be_bytes();
         let own = crc(&[&bytes[8..12], &bytes[4..8], &at]);
-        put(bytes, section + 4, own);
+        put_crc(bytes, section + 4, own);
         let next = if next == 0 { bytes.len() } else { usize::try_from(next).unwrap() };
         if next < section + 8 || next > bytes.len() {
             return;
         }
-        let mut entry = section + 8;
-        while let Some(size) = word(bytes, entry) {
-            let own = crc(&[&size.to_be_bytes()]);
-            put(bytes, entry + 4, own);
-            let payload = entry + 8;
-            let end = payload.saturating_add(usize::try_from(size).unwrap());
-            if size == 0 || end > next {
-                break;
-            }
-            let own = crc(&[&size.to_be_bytes(), &bytes[payload..end]]);
-            put(bytes, end, own);
-            entry = end + 4;
+        if is_plain {
+            repair_entries(&mut bytes[section + 8..next]);
         }
         section = next;
+    }
+}
+
+fn repair_entries(bytes: &mut [u8]) {
+    let mut entry = 0;
+    while let Some(size) = word(bytes, entry) {
+        put_crc(bytes, entry + 4, crc(&[&size.to_be_bytes()]));
+        let payload = entry + 8;
+        let end = payload.saturating_add(usize::try_from(size).unwrap());
+        if size == 0 || end > bytes.len() {
+            return;
+        }
+        let own = crc(&[&size.to_be_bytes(), &bytes[payload..end]]);
+        put_crc(bytes, end, own);
+        entry = end + 4;
     }
 }
 
@@ -114,7 +122,8 @@ struct Seen {
 }
 
 fn read(image: &Image, resume: u64, limit: ReadLimit) -> Option<Seen> {
-    let mut reader = match SegmentReader::open(&image.file, resume, ENTRY_MAX) {
+    let options = ReadOptions { entry_bytes_max: ENTRY_MAX, section_bytes_max: ENTRY_MAX, ..ReadOptions::default() };
+    let mut reader = match SegmentReader::open_with(&image.file, resume, &options) {
         Ok(Some(reader)) => reader,
         Ok(None) | Err(ReadError::Header { .. } | ReadError::Unsupported { .. }) => return None,
         Err(error) => return Some(Seen { entries: vec![], damage: vec![], end: Err(error.to_string()) }),
@@ -175,6 +184,84 @@ pub fn segment(data: &[u8]) {
             }
         }
     }
+}
+
+const COMPRESSORS: [&str; 5] =
+    ["LZ4Compressor", "SnappyCompressor", "DeflateCompressor", "ZstdCompressor", "NoopCompressor"];
+
+/// What Cassandra's compressors of these names make of the bytes.
+fn compress(compressor: &str, plain: &[u8]) -> Vec<u8> {
+    match compressor {
+        "LZ4Compressor" => lz4_flex::block::compress_prepend_size(plain),
+        "SnappyCompressor" => snap::raw::Encoder::new().compress_vec(plain).unwrap(),
+        "DeflateCompressor" => {
+            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(plain).unwrap();
+            encoder.finish().unwrap()
+        }
+        "ZstdCompressor" => zstd::bulk::compress(plain, 1).unwrap(),
+        _ => plain.to_vec(),
+    }
+}
+
+/// A compressed segment of two sections: each half of the bytes is what is compressed, or what stands there instead.
+pub fn sections(data: &[u8]) {
+    let Some(([kind, flags], bytes)) = data.split_first_chunk::<2>() else { return };
+    let compressor = COMPRESSORS[usize::from(kind % 5)];
+    let mut file = crate::support::header(8, 1, &format!(r#"{{"compressionClass":"{compressor}"}}"#));
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    for (is_honest, half) in [(flags & 1 == 0, first), (flags & 2 == 0, second)] {
+        let stored = if is_honest {
+            let mut plain = half.to_vec();
+            repair_entries(&mut plain);
+            [&u32::try_from(plain.len()).unwrap().to_be_bytes()[..], &compress(compressor, &plain)].concat()
+        } else {
+            half.to_vec()
+        };
+        let (at, id) = (u32::try_from(file.len()).unwrap(), 1u64.to_be_bytes());
+        let next = at + 8 + u32::try_from(stored.len()).unwrap();
+        file.extend(next.to_be_bytes());
+        file.extend(crc(&[&id[4..], &id[..4], &at.to_be_bytes()]));
+        file.extend(stored);
+    }
+    if flags & 4 != 0 {
+        file.truncate(file.len() - usize::from(flags >> 3).min(bytes.len()));
+    }
+    segment(&[&[flags & !1], &file[..]].concat());
+}
+
+/// Mutations, each behind its length, followed as schema changes: what they lead to survives a restart.
+pub fn schema(data: &[u8]) {
+    let mut history = SchemaHistory::new();
+    let mut decoder = Decoder::new();
+    let mut rest = data;
+    while let Some((length, tail)) = rest.split_first_chunk::<2>() {
+        let (payload, tail) = tail.split_at(usize::from(u16::from_be_bytes(*length)).min(tail.len()));
+        rest = tail;
+        let mut changes = Vec::new();
+        let captured = |table: &cdc_model::TableSchema| history.follows(table.id);
+        let payload = Bytes::copy_from_slice(payload);
+        drop(decoder.decode(Format::V8, &payload, provenance(), &history, &captured, &mut changes));
+        let followed = history.apply(&changes);
+        assert!(followed.tables.iter().all(|table| !table.partition_key.is_empty()), "a table one can decode");
+    }
+    let known = |history: &SchemaHistory| {
+        let mut tables: Vec<_> = history
+            .tables()
+            .map(|table| {
+                let mut columns: Vec<_> =
+                    table.columns.iter().map(|c| (c.name.clone(), c.dropped, c.ty.clone(), c.kind as u8)).collect();
+                columns.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+                let keys = [table.partition_key.clone(), table.clustering.clone()];
+                (table.id, table.full_name(), keys, columns)
+            })
+            .collect();
+        tables.sort_by_key(|table| table.0);
+        tables
+    };
+    let text = history.to_file().to_json();
+    let (again, _) = SchemaHistory::from_file(SchemaFile::parse(text.as_bytes()).expect("what was written"));
+    assert_eq!(known(&history), known(&again), "after a restart");
 }
 
 fn golden() -> &'static Golden {
@@ -346,6 +433,32 @@ pub mod seeds {
         seeds
     }
 
+    pub fn sections() -> Vec<Vec<u8>> {
+        let payloads: Vec<_> = golden().entries().into_iter().map(|(_, payload)| payload).collect();
+        let entries: Vec<_> = payloads.iter().filter(|payload| payload.len() < 200).map(|bytes| entry(bytes)).collect();
+        let seed = |(number, entries): (usize, &[Vec<u8>])| {
+            let (kind, flags) = (u8::try_from(number % 5).unwrap(), u8::try_from(number / 5 % 4).unwrap());
+            [&[kind, flags][..], &entries.concat()].concat()
+        };
+        entries.chunks(4).take(20).enumerate().map(seed).collect()
+    }
+
+    /// What each statement that changes a schema logged, alone and with the next.
+    pub fn schema() -> Vec<Vec<u8>> {
+        let changes = |payload: &bytes::Bytes| {
+            let known = cdc_commitlog::SchemaHistory::new();
+            let id = payload.get(1..17).and_then(|id| uuid::Uuid::from_slice(id).ok());
+            id.is_some_and(|id| known.follows(cdc_model::TableId(id)))
+        };
+        let payloads: Vec<_> = golden().entries().into_iter().map(|(_, payload)| payload).filter(changes).collect();
+        let framed = |payload: &bytes::Bytes| {
+            let length = u16::try_from(payload.len()).ok()?;
+            Some([&length.to_be_bytes()[..], payload].concat())
+        };
+        let framed: Vec<_> = payloads.iter().filter_map(framed).filter(|payload| payload.len() < 4000).collect();
+        framed.iter().cloned().chain(framed.windows(2).map(<[_]>::concat)).collect()
+    }
+
     pub fn mutation() -> Vec<Vec<u8>> {
         let mut payloads: Vec<_> = golden().entries().into_iter().map(|(_, payload)| payload).collect();
         payloads.retain(|payload| payload.len() < 4000);
@@ -382,6 +495,8 @@ mod tests {
     fn what_fuzzing_starts_from_holds() {
         seeds::header().iter().for_each(|seed| header(seed));
         seeds::segment().iter().for_each(|seed| segment(seed));
+        seeds::sections().iter().for_each(|seed| sections(seed));
+        seeds::schema().iter().for_each(|seed| schema(seed));
         seeds::mutation().iter().for_each(|seed| mutation(seed));
         seeds::values().iter().for_each(|seed| values(seed));
     }
@@ -447,6 +562,16 @@ mod tests {
     #[test]
     fn edited_segments_hold() {
         check(2_000, seeds::segment(), segment);
+    }
+
+    #[test]
+    fn edited_sections_hold() {
+        check(2_000, seeds::sections(), sections);
+    }
+
+    #[test]
+    fn edited_schema_changes_hold() {
+        check(1_000, seeds::schema(), schema);
     }
 
     #[test]

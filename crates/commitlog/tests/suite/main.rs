@@ -8,5 +8,6 @@ mod decoding;
 mod fuzz;
 mod golden;
 mod properties;
+mod schema;
 mod support;
 mod transformed;

@@ -173,7 +173,7 @@ impl Golden {
     }
 }
 
-fn unpack(name: &str) -> Vec<u8> {
+pub(crate) fn unpack(name: &str) -> Vec<u8> {
     // From the fuzz crate as well, which lies within this one.
     let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|folder| folder.join("tests/golden"));
     let path = folders.find(|folder| folder.is_dir()).unwrap().join(name);

@@ -15,7 +15,7 @@ use cdc_model::{
 use flate2::read::GzDecoder;
 use proptest::prelude::*;
 
-use crate::support::{ID, Segment, Tables, crc, entry, header, limit, marker, payload, provenance, read};
+use crate::support::{ID, Segment, Tables, entry, header, limit, marker, payload, provenance, read};
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Codec {
