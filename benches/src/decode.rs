@@ -17,7 +17,8 @@ use anyhow::{Context, ensure};
 use bytes::Bytes;
 use cdc_cassandra::Cassandra as Client;
 use cdc_commitlog::{
-    Decoder, Fence, Format, ReadLimit, ReadOutcome, SchemaFile, Schemas, SegmentFile, SegmentReader, list_segments, read_index,
+    Decoder, Fence, Format, ReadLimit, ReadOutcome, SchemaFile, Schemas, SegmentFile, SegmentReader, list_segments,
+    read_index,
 };
 use cdc_model::{Change, ChangeBody, NodeId, Provenance, TableId, TableSchema};
 use cdc_testkit::Cassandra;
@@ -72,9 +73,11 @@ fn shapes() -> Vec<Shape> {
         compression: None,
     };
     let row = "row (id bigint PRIMARY KEY, kind text, amount double, at timestamp, payload blob)";
-    let wide = format!("wide (id uuid, at timestamp, {}, PRIMARY KEY (id, at))", wide_columns(|n, ty| format!("c{n} {ty}")));
-    let many: Vec<String> =
-        (0..MANY).map(|n| format!("many_{n} (id bigint PRIMARY KEY, kind text, amount double, at timestamp)")).collect();
+    let wide =
+        format!("wide (id uuid, at timestamp, {}, PRIMARY KEY (id, at))", wide_columns(|n, ty| format!("c{n} {ty}")));
+    let many: Vec<String> = (0..MANY)
+        .map(|n| format!("many_{n} (id bigint PRIMARY KEY, kind text, amount double, at timestamp)"))
+        .collect();
     vec![
         shape("narrow", "3 columns", &["narrow (id bigint PRIMARY KEY, kind text, amount double)"]),
         shape("row", "5 columns, a blob of 100 bytes among them", &[row]),
@@ -86,7 +89,11 @@ fn shapes() -> Vec<Shape> {
         ),
         Shape {
             only: Some("many_0"),
-            ..shape("one of 20", "20 tables of 4 columns, one of them captured", &many.iter().map(String::as_str).collect::<Vec<_>>())
+            ..shape(
+                "one of 20",
+                "20 tables of 4 columns, one of them captured",
+                &many.iter().map(String::as_str).collect::<Vec<_>>(),
+            )
         },
         Shape { compression: Some("LZ4Compressor"), ..shape("row, LZ4", "as row, compressed", &[row]) },
         Shape { compression: Some("ZstdCompressor"), ..shape("row, Zstd", "as row, compressed", &[row]) },
@@ -123,11 +130,21 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 
     let mut report = Report::new(
         "decode",
-        format!("one thread, segments of {SEGMENT_MIB} MiB of Cassandra 5.0 from the page cache, seed {}", options.seed),
+        format!(
+            "one thread, segments of {SEGMENT_MIB} MiB of Cassandra 5.0 from the page cache, seed {}",
+            options.seed
+        ),
     );
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED).set_header([
-        "shape", "bytes/row", "M rows/s", "MB/s", "framing MB/s", "Cassandra M rows/s", "Cassandra MB/s", "ratio",
+        "shape",
+        "bytes/row",
+        "M rows/s",
+        "MB/s",
+        "framing MB/s",
+        "Cassandra M rows/s",
+        "Cassandra MB/s",
+        "ratio",
     ]);
     for shape in &shapes {
         let folder = cache.join(shape.name);
@@ -152,14 +169,16 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 /// Writes one shape and keeps the segments that hold nothing else.
 async fn write(cassandra: &Cassandra, shape: &Shape, options: &Options, cache: &Path) -> anyhow::Result<()> {
     let session = cdc_workload::connect(&cassandra.contact_points()).await?;
-    let keyspace = "CREATE KEYSPACE IF NOT EXISTS bench WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}";
+    let keyspace =
+        "CREATE KEYSPACE IF NOT EXISTS bench WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}";
     session.query_unpaged(keyspace, ()).await.context(keyspace)?;
     for table in &shape.tables {
         let statement = format!("CREATE TABLE bench.{table} WITH cdc = true");
         session.query_unpaged(statement.as_str(), ()).await.with_context(|| statement.clone())?;
     }
     let raw = cassandra.node(0).cdc_raw_dir();
-    let active = |raw: &Path| anyhow::Ok(list_segments(raw)?.into_iter().rev().find(has_entries).context("no segment")?.id);
+    let active =
+        |raw: &Path| anyhow::Ok(list_segments(raw)?.into_iter().rev().find(has_entries).context("no segment")?.id);
     let first = active(&raw)?;
     let wanted = usize::try_from(options.mib.div_ceil(SEGMENT_MIB))?;
     let mut random = ChaCha8Rng::seed_from_u64(options.seed);
@@ -336,9 +355,8 @@ impl<'a> Log<'a> {
     fn decode(&self) -> anyhow::Result<Pass> {
         let mut pass = Pass::default();
         let mut decoder = Decoder::new();
-        let captured = |table: &TableSchema| {
-            table.keyspace == "bench" && self.shape.only.is_none_or(|only| table.name == only)
-        };
+        let captured =
+            |table: &TableSchema| table.keyspace == "bench" && self.shape.only.is_none_or(|only| table.name == only);
         let mut changes: Vec<Change> = Vec::new();
         self.read(|format, at, payload| {
             pass.rows += 1;

@@ -8,7 +8,21 @@ mod fuzz;
 #[path = "../../tests/suite/support.rs"]
 mod support;
 
-pub use fuzz::{header, mutation, schema, sections, seeds, segment, values};
+macro_rules! targets {
+    ($($name:ident),*) => {
+        $(pub fn $name(data: &[u8]) {
+            fuzz::$name(data);
+        })*
+
+        pub mod seeds {
+            $(pub fn $name() -> Vec<Vec<u8>> {
+                crate::fuzz::seeds::$name()
+            })*
+        }
+    };
+}
+
+targets!(header, mutation, schema, sections, segment, values);
 
 /// Writes what to start from into the folder the environment names, as libFuzzer comes up and before it reads that
 /// folder: made from the golden files at every run, so that they cannot be out of date.

@@ -6,11 +6,13 @@
 use std::{cell::RefCell, io::Write as _, os::fd::AsRawFd as _, sync::OnceLock};
 
 use bytes::Bytes;
-use cdc_commitlog::{Damage, Decoder, Fence, Format, ReadError, ReadLimit, ReadOptions, ReadOutcome, SchemaFile,
-    SchemaHistory, SegmentFile, SegmentReader};
+use cdc_commitlog::{
+    Damage, Decoder, Fence, Format, ReadError, ReadLimit, ReadOptions, ReadOutcome, SchemaFile, SchemaHistory,
+    SegmentFile, SegmentReader,
+};
 use cdc_model::{
-    Change, ChangeBody, ColumnState, CqlType, CqlValue, LocalTime, SegmentId, UdtResolver, compare_values,
-    decode_row, encode_row, parse_type,
+    Change, ChangeBody, ColumnState, CqlType, CqlValue, LocalTime, SegmentId, UdtResolver, compare_values, decode_row,
+    encode_row, parse_type,
 };
 
 use crate::support::{Golden, crc, provenance};
@@ -95,7 +97,7 @@ fn repair_entries(bytes: &mut [u8]) {
 }
 
 /// A descriptor is taken for one only if its CRC holds and its version is known.
-pub fn header(data: &[u8]) {
+pub(crate) fn header(data: &[u8]) {
     let Some((flags, bytes)) = data.split_first() else { return };
     let mut bytes = bytes.to_vec();
     if flags & 1 != 0 {
@@ -149,7 +151,7 @@ fn read(image: &Image, resume: u64, limit: ReadLimit) -> Option<Seen> {
 
 /// A whole segment file in every mode: what is handed out stands there with its CRCs, in order; reading in small steps
 /// or on from any position handed out gives the same.
-pub fn segment(data: &[u8]) {
+pub(crate) fn segment(data: &[u8]) {
     let Some((flags, bytes)) = data.split_first() else { return };
     let mut bytes = bytes.to_vec();
     if flags & 1 != 0 {
@@ -205,7 +207,7 @@ fn compress(compressor: &str, plain: &[u8]) -> Vec<u8> {
 }
 
 /// A compressed segment of two sections: each half of the bytes is what is compressed, or what stands there instead.
-pub fn sections(data: &[u8]) {
+pub(crate) fn sections(data: &[u8]) {
     let Some(([kind, flags], bytes)) = data.split_first_chunk::<2>() else { return };
     let compressor = COMPRESSORS[usize::from(kind % 5)];
     let mut file = crate::support::header(8, 1, &format!(r#"{{"compressionClass":"{compressor}"}}"#));
@@ -231,7 +233,7 @@ pub fn sections(data: &[u8]) {
 }
 
 /// Mutations, each behind its length, followed as schema changes: what they lead to survives a restart.
-pub fn schema(data: &[u8]) {
+pub(crate) fn schema(data: &[u8]) {
     let mut history = SchemaHistory::new();
     let mut decoder = Decoder::new();
     let mut rest = data;
@@ -270,7 +272,7 @@ fn golden() -> &'static Golden {
 }
 
 /// A payload against tables with columns of every type.
-pub fn mutation(data: &[u8]) {
+pub(crate) fn mutation(data: &[u8]) {
     let Some((flags, payload)) = data.split_first() else { return };
     let payload = Bytes::copy_from_slice(payload);
     let format = [Format::V7, Format::V8, Format::V9][usize::from(flags % 3)];
@@ -338,10 +340,28 @@ fn take_type(rest: &mut &[u8], depth: usize) -> CqlType {
     let mut byte = || rest.split_off_first().copied().unwrap_or_default();
     let kind = byte();
     let plain = [
-        CqlType::Ascii, CqlType::BigInt, CqlType::Blob, CqlType::Boolean, CqlType::Counter, CqlType::Date,
-        CqlType::Decimal, CqlType::Double, CqlType::Duration, CqlType::Empty, CqlType::Float, CqlType::Inet,
-        CqlType::Int, CqlType::SmallInt, CqlType::Text, CqlType::Time, CqlType::Timestamp, CqlType::TimeUuid,
-        CqlType::TinyInt, CqlType::Uuid, CqlType::Varint, CqlType::Custom("a.Class".into()),
+        CqlType::Ascii,
+        CqlType::BigInt,
+        CqlType::Blob,
+        CqlType::Boolean,
+        CqlType::Counter,
+        CqlType::Date,
+        CqlType::Decimal,
+        CqlType::Double,
+        CqlType::Duration,
+        CqlType::Empty,
+        CqlType::Float,
+        CqlType::Inet,
+        CqlType::Int,
+        CqlType::SmallInt,
+        CqlType::Text,
+        CqlType::Time,
+        CqlType::Timestamp,
+        CqlType::TimeUuid,
+        CqlType::TinyInt,
+        CqlType::Uuid,
+        CqlType::Varint,
+        CqlType::Custom("a.Class".into()),
     ];
     if depth == 0 || usize::from(kind) % 32 < plain.len() {
         return plain[usize::from(kind) % plain.len()].clone();
@@ -378,7 +398,7 @@ impl UdtResolver for OneUdt {
 }
 
 /// Two values of one type, and the bytes as the name of a type.
-pub fn values(data: &[u8]) {
+pub(crate) fn values(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         drop(parse_type(text, &OneUdt));
     }
@@ -394,11 +414,11 @@ pub fn values(data: &[u8]) {
 }
 
 /// Inputs to start from, made from the golden segments.
-pub mod seeds {
+pub(crate) mod seeds {
     use super::{CqlType, golden};
     use crate::support::{Segment, entry, header as descriptor};
 
-    pub fn header() -> Vec<Vec<u8>> {
+    pub(crate) fn header() -> Vec<Vec<u8>> {
         let params = [
             "{}",
             r#"{"compressionClass":"LZ4Compressor","compressionParameters":null}"#,
@@ -409,7 +429,7 @@ pub mod seeds {
         (7..10).flat_map(|version| params.iter().map(move |params| (version, params))).map(seed).collect()
     }
 
-    pub fn segment() -> Vec<Vec<u8>> {
+    pub(crate) fn segment() -> Vec<Vec<u8>> {
         let payloads: Vec<_> = golden().entries().into_iter().map(|(_, payload)| payload).collect();
         let short: Vec<_> = payloads.iter().filter(|payload| payload.len() < 200).collect();
         let mut seeds = Vec::new();
@@ -433,7 +453,7 @@ pub mod seeds {
         seeds
     }
 
-    pub fn sections() -> Vec<Vec<u8>> {
+    pub(crate) fn sections() -> Vec<Vec<u8>> {
         let payloads: Vec<_> = golden().entries().into_iter().map(|(_, payload)| payload).collect();
         let entries: Vec<_> = payloads.iter().filter(|payload| payload.len() < 200).map(|bytes| entry(bytes)).collect();
         let seed = |(number, entries): (usize, &[Vec<u8>])| {
@@ -444,7 +464,7 @@ pub mod seeds {
     }
 
     /// What each statement that changes a schema logged, alone and with the next.
-    pub fn schema() -> Vec<Vec<u8>> {
+    pub(crate) fn schema() -> Vec<Vec<u8>> {
         let changes = |payload: &bytes::Bytes| {
             let known = cdc_commitlog::SchemaHistory::new();
             let id = payload.get(1..17).and_then(|id| uuid::Uuid::from_slice(id).ok());
@@ -459,7 +479,7 @@ pub mod seeds {
         framed.iter().cloned().chain(framed.windows(2).map(<[_]>::concat)).collect()
     }
 
-    pub fn mutation() -> Vec<Vec<u8>> {
+    pub(crate) fn mutation() -> Vec<Vec<u8>> {
         let mut payloads: Vec<_> = golden().entries().into_iter().map(|(_, payload)| payload).collect();
         payloads.retain(|payload| payload.len() < 4000);
         payloads.sort();
@@ -467,7 +487,7 @@ pub mod seeds {
         payloads.iter().map(|payload| [&[1][..], payload].concat()).collect()
     }
 
-    pub fn values() -> Vec<Vec<u8>> {
+    pub(crate) fn values() -> Vec<Vec<u8>> {
         let mut seeds: Vec<Vec<u8>> = [
             "frozen<map<text, frozen<list<int>>>>",
             "tuple<int, frozen<udt>, vector<float, 3>>",
