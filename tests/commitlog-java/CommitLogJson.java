@@ -17,7 +17,7 @@ import java.time.OffsetDateTime;
 import java.time.ZoneOffset;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.Collections;
+import java.util.Comparator;
 import java.util.HashSet;
 import java.util.Iterator;
 import java.util.LinkedHashMap;
@@ -27,14 +27,12 @@ import java.util.Set;
 import java.util.TreeMap;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
-import java.util.stream.StreamSupport;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 
 import org.apache.cassandra.config.Config;
 import org.apache.cassandra.config.DatabaseDescriptor;
-import org.apache.cassandra.cql3.FieldIdentifier;
 import org.apache.cassandra.db.ClusteringBound;
 import org.apache.cassandra.db.ClusteringPrefix;
 import org.apache.cassandra.db.DeletionTime;
@@ -709,33 +707,67 @@ public final class CommitLogJson
         }
     }
 
-    /** Makes the tables known: from rows of system_schema, or from what `cdc log schema` writes. */
-    private static void loadSchema(JsonNode root) throws Exception
+    /** Makes the tables of a schema file, as `cdc log schema` writes it, known to Cassandra. */
+    private static void loadSchema(JsonNode file) throws Exception
     {
-        Map<String, List<TableMetadata>> keyspaces = new LinkedHashMap<>();
-        for (JsonNode table : root.get("tables"))
-        {
-            TableMetadata metadata = table.has("partition_key") ? TableOfCdc.build(table) : TableOfRows.build(root, table);
-            keyspaces.computeIfAbsent(metadata.keyspace, name -> new ArrayList<>()).add(metadata);
-        }
+        Map<String, List<JsonNode>> rows = new LinkedHashMap<>();
+        for (JsonNode row : file.get("rows"))
+            // Those are built in, and loaded.
+            if (!Set.of("system", "system_schema").contains(text(row, "keyspace")))
+                rows.computeIfAbsent(text(row, "keyspace"), name -> new ArrayList<>()).add(row);
+        // Public in 4.0 only.
         Method load = Schema.class.getDeclaredMethod("load", KeyspaceMetadata.class);
         load.setAccessible(true);
-        for (Map.Entry<String, List<TableMetadata>> keyspace : keyspaces.entrySet())
-        {
-            // Those are built in, and loaded.
-            if (keyspace.getKey().equals("system") || keyspace.getKey().equals("system_schema"))
-                continue;
-            Tables tables = Tables.of(keyspace.getValue());
-            load.invoke(Schema.instance, KeyspaceMetadata.create(keyspace.getKey(), KeyspaceParams.simple(1), tables));
-        }
+        for (Map.Entry<String, List<JsonNode>> keyspace : rows.entrySet())
+            load.invoke(Schema.instance, KeyspaceMetadata.create(keyspace.getKey(), KeyspaceParams.simple(1),
+                                                                 tables(keyspace.getKey(), keyspace.getValue())));
     }
 
-    private static void addColumn(TableMetadata.Builder table, String kind, String name, AbstractType<?> type)
+    private static Tables tables(String keyspace, List<JsonNode> rows)
     {
-        switch (kind)
+        Types.RawBuilder types = Types.rawBuilder(keyspace);
+        Map<String, TableMetadata.Builder> tables = new LinkedHashMap<>();
+        for (JsonNode row : rows)
+        {
+            JsonNode is = row.get("is");
+            JsonNode table = is.has("view") ? is.get("view") : is.get("table");
+            if (table != null)
+                tables.put(text(row, "name"), TableMetadata.builder(keyspace, text(row, "name"),
+                                                                    TableId.fromString(text(table, "id"))));
+            if (is.has("type"))
+                types.add(text(row, "name"), fields(is.get("type"), 0), fields(is.get("type"), 1));
+        }
+        // Keys in their order: the builder takes columns as they come.
+        List<JsonNode> columns = new ArrayList<>(rows);
+        columns.removeIf(row -> !row.get("is").has("column") && !row.get("is").has("dropped_column"));
+        columns.sort(Comparator.comparingInt(row -> row.get("is").path("column").path("position").asInt(0)));
+        Types known = types.build();
+        for (JsonNode row : columns)
+            addColumn(tables.get(text(row, "name")), keyspace, row, known);
+        return Tables.of(tables.values().stream().map(TableMetadata.Builder::build).collect(Collectors.toList()));
+    }
+
+    private static void addColumn(TableMetadata.Builder table, String keyspace, JsonNode row, Types types)
+    {
+        String name = text(row, "column");
+        JsonNode dropped = row.get("is").get("dropped_column");
+        if (dropped != null)
+        {
+            AbstractType<?> type = CQLTypeParser.parse(keyspace, text(dropped, "type"), types);
+            table.recordColumnDrop(text(dropped, "kind").equals("static")
+                                   ? ColumnMetadata.staticColumn(keyspace, text(row, "name"), name, type)
+                                   : ColumnMetadata.regularColumn(keyspace, text(row, "name"), name, type),
+                                   dropped.get("dropped_us").asLong());
+            return;
+        }
+        JsonNode column = row.get("is").get("column");
+        AbstractType<?> type = CQLTypeParser.parse(keyspace, text(column, "type"), types);
+        switch (text(column, "kind"))
         {
             case "partition_key": table.addPartitionKeyColumn(name, type); break;
-            case "clustering": table.addClusteringColumn(name, type); break;
+            case "clustering":
+                table.addClusteringColumn(name, column.get("reversed").asBoolean() ? ReversedType.getInstance(type) : type);
+                break;
             case "static": table.addStaticColumn(name, type); break;
             default: table.addRegularColumn(name, type);
         }
@@ -743,128 +775,11 @@ public final class CommitLogJson
             table.isCounter(true);
     }
 
-    private static void dropColumn(TableMetadata.Builder table, String keyspace, String name, String kind,
-                                   String column, AbstractType<?> type, long micros)
+    private static List<String> fields(JsonNode type, int part)
     {
-        table.recordColumnDrop(kind.equals("static") ? ColumnMetadata.staticColumn(keyspace, name, column, type)
-                                                     : ColumnMetadata.regularColumn(keyspace, name, column, type), micros);
-    }
-
-    /** A table from rows of system_schema. */
-    private static final class TableOfRows
-    {
-        static TableMetadata build(JsonNode root, JsonNode table)
-        {
-            String keyspace = text(table, "keyspace_name"), name = text(table, "table_name");
-            Types.RawBuilder raw = Types.rawBuilder(keyspace);
-            for (JsonNode type : root.get("types"))
-                if (text(type, "keyspace_name").equals(keyspace))
-                    raw.add(text(type, "type_name"), texts(type.get("field_names")), texts(type.get("field_types")));
-            Types types = raw.build();
-            TableMetadata.Builder builder = TableMetadata.builder(keyspace, name, TableId.fromString(text(table, "id")));
-            List<JsonNode> columns = new ArrayList<>();
-            for (JsonNode column : root.get("columns"))
-                if (text(column, "keyspace_name").equals(keyspace) && text(column, "table_name").equals(name))
-                    columns.add(column);
-            columns.sort((a, b) -> Integer.compare(a.get("position").asInt(), b.get("position").asInt()));
-            for (JsonNode column : columns)
-            {
-                AbstractType<?> type = CQLTypeParser.parse(keyspace, text(column, "type"), types);
-                if ("desc".equalsIgnoreCase(text(column, "clustering_order")))
-                    type = ReversedType.getInstance(type);
-                addColumn(builder, text(column, "kind"), text(column, "column_name"), type);
-            }
-            for (JsonNode dropped : root.get("dropped_columns"))
-                if (text(dropped, "keyspace_name").equals(keyspace) && text(dropped, "table_name").equals(name))
-                    dropColumn(builder, keyspace, name, text(dropped, "kind"), text(dropped, "column_name"),
-                               CQLTypeParser.parse(keyspace, text(dropped, "type"), types),
-                               dropped.get("dropped_time_ms").asLong() * 1000);
-            return builder.build();
-        }
-
-        private static List<String> texts(JsonNode array)
-        {
-            return StreamSupport.stream(array.spliterator(), false).map(JsonNode::asText).collect(Collectors.toList());
-        }
-    }
-
-    /** A table from what `cdc log schema` writes. */
-    private static final class TableOfCdc
-    {
-        static TableMetadata build(JsonNode table)
-        {
-            String keyspace = text(table, "keyspace"), name = text(table, "name");
-            TableMetadata.Builder builder = TableMetadata.builder(keyspace, name, TableId.fromString(text(table, "id")));
-            for (String kind : List.of("partition_key", "clustering"))
-                for (JsonNode column : table.get(kind))
-                {
-                    AbstractType<?> type = type(column.get("ty"));
-                    addColumn(builder, kind, text(column, "name"),
-                              column.get("reversed").asBoolean() ? ReversedType.getInstance(type) : type);
-                }
-            for (JsonNode column : table.get("columns"))
-            {
-                String kind = text(column, "kind").toLowerCase();
-                AbstractType<?> type = type(column.get("ty"));
-                // A column that was dropped decodes in the same way whether or not it was added again.
-                addColumn(builder, kind, text(column, "name"), type);
-                if (column.hasNonNull("dropped"))
-                    dropColumn(builder, keyspace, name, kind, text(column, "name"), type, column.get("dropped").asLong());
-            }
-            return builder.build();
-        }
-
-        private static AbstractType<?> type(JsonNode node)
-        {
-            if (node.isTextual())
-                return node.asText().equals("Empty")
-                     ? EmptyType.instance
-                     : CQLTypeParser.parse("", node.asText().toLowerCase(), Types.none());
-            String kind = node.fieldNames().next();
-            JsonNode inner = node.get(kind);
-            boolean isMultiCell = inner.has("frozen") && !inner.get("frozen").asBoolean();
-            switch (kind)
-            {
-                case "List": return ListType.getInstance(type(inner.get("element")), isMultiCell);
-                case "Set": return SetType.getInstance(type(inner.get("element")), isMultiCell);
-                case "Map": return MapType.getInstance(type(inner.get("key")), type(inner.get("value")), isMultiCell);
-                case "Tuple": return new TupleType(types(inner));
-                case "Udt":
-                    List<FieldIdentifier> names = new ArrayList<>();
-                    List<AbstractType<?>> fields = new ArrayList<>();
-                    for (JsonNode field : inner.get("fields"))
-                    {
-                        names.add(FieldIdentifier.forInternalString(field.get(0).asText()));
-                        fields.add(type(field.get(1)));
-                    }
-                    return new UserType(text(inner, "keyspace"), ByteBufferUtil.bytes(text(inner, "name")), names, fields,
-                                        isMultiCell);
-                case "Vector": return vector(type(inner.get("element")), inner.get("dimension").asInt());
-                default: return TypeParser.parse(inner.asText());
-            }
-        }
-
-        private static List<AbstractType<?>> types(JsonNode array)
-        {
-            List<AbstractType<?>> types = new ArrayList<>();
-            array.forEach(node -> types.add(type(node)));
-            return types;
-        }
-
-        /** By name, because 4.x has no such class. */
-        private static AbstractType<?> vector(AbstractType<?> element, int dimension)
-        {
-            try
-            {
-                Class<?> type = Class.forName("org.apache.cassandra.db.marshal.VectorType");
-                return (AbstractType<?>) type.getMethod("getInstance", AbstractType.class, int.class)
-                                             .invoke(null, element, dimension);
-            }
-            catch (ReflectiveOperationException e)
-            {
-                throw new IllegalStateException("this release of Cassandra has no vectors", e);
-            }
-        }
+        List<String> parts = new ArrayList<>();
+        type.get("fields").forEach(field -> parts.add(field.get(part).asText()));
+        return parts;
     }
 
     private static String text(JsonNode node, String key)

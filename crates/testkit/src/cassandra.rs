@@ -48,6 +48,12 @@ const OPENS: [&str; 17] = [
     "java.base/jdk.internal.misc",
 ];
 
+/// What a JVM must be told to run Cassandra's classes.
+pub(crate) fn jdk_access() -> impl Iterator<Item = String> {
+    let exports = EXPORTS.iter().map(|package| format!("--add-exports={package}=ALL-UNNAMED"));
+    exports.chain(OPENS.iter().map(|package| format!("--add-opens={package}=ALL-UNNAMED")))
+}
+
 /// One node or three, with change data capture switched on. Dropping it kills them and removes their folders.
 #[derive(Debug)]
 pub struct Cassandra {
@@ -307,8 +313,7 @@ impl CassandraBuilder {
             "-Dcassandra.memtable_row_overhead_computation_step=1000".to_owned(),
             "-Djdk.attach.allowAttachSelf=true".to_owned(),
         ];
-        args.extend(EXPORTS.iter().map(|package| format!("--add-exports={package}=ALL-UNNAMED")));
-        args.extend(OPENS.iter().map(|package| format!("--add-opens={package}=ALL-UNNAMED")));
+        args.extend(jdk_access());
         if self.is_4() {
             args.push("-Djava.security.manager=allow".to_owned());
             let agent = class_path.split(':').find(|jar| jar.contains("/jamm-"));
