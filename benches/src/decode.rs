@@ -45,6 +45,9 @@ pub(crate) struct Options {
     /// Seconds each reader reads each shape, over and over, after as long to warm up
     #[arg(long, default_value_t = 3)]
     seconds: u64,
+    /// Times Cassandra's reader reads each shape; the first half is to warm up
+    #[arg(long, default_value_t = 30)]
+    java_passes: u32,
     /// Reads only the shapes whose names contain this
     #[arg(long, default_value = "")]
     shape: String,
@@ -149,18 +152,25 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     for shape in &shapes {
         let folder = cache.join(shape.name);
         let log = Log::open(&folder, shape)?;
-        let ours = log.measure(options, |log| log.decode())?;
-        let framing = log.measure(options, |log| log.frame())?;
-        let add = &mut |what: &str, value: f64, unit| report.add(format!("{}: {what}", shape.name), value, unit);
+        let ours = log.measure(options, Log::decode)?;
+        let framing = log.measure(options, Log::frame)?;
+        let theirs = log.measure_java(&folder, options)?;
+        let mut add = |what: &str, value: f64, unit| report.add(format!("{}: {what}", shape.name), value, unit);
         add("rows per processor second", ours.rows, "rows/s");
         add("log bytes per processor second", ours.bytes / 1e6, "MB/s");
         add("log bytes per processor second, framing alone", framing.bytes / 1e6, "MB/s");
+        add("Cassandra's reader: rows per processor second", theirs.rows, "rows/s");
+        add("Cassandra's reader: log bytes per processor second", theirs.bytes / 1e6, "MB/s");
+        add("speed against Cassandra's reader", ours.rows / theirs.rows, "ratio");
         table.add_row([
             format!("{} ({})", shape.name, shape.what),
             format!("{:.0}", ours.bytes / ours.rows),
             format!("{:.2}", ours.rows / 1e6),
             format!("{:.0}", ours.bytes / 1e6),
             format!("{:.0}", framing.bytes / 1e6),
+            format!("{:.2}", theirs.rows / 1e6),
+            format!("{:.0}", theirs.bytes / 1e6),
+            format!("{:.1}", ours.rows / theirs.rows),
         ]);
     }
     report.finish_as(&table)
@@ -370,6 +380,30 @@ impl<'a> Log<'a> {
         Ok(pass)
     }
 
+    /// Cassandra's own reader: passes enough for its compiler to be done, of which the second half counts.
+    fn measure_java(&self, folder: &Path, options: &Options) -> anyhow::Result<Rate> {
+        let pass = self.decode()?;
+        let mut command = cdc_testkit::cassandra_reader(cdc_testkit::default_version::CASSANDRA)?;
+        command.arg("--schema").arg(folder.join("schema.json")).args([
+            "--count",
+            "--repeat",
+            &options.java_passes.to_string(),
+        ]);
+        if let Some(only) = self.shape.only {
+            command.args(["--table", &format!("bench.{only}")]);
+        }
+        let output = command.arg(folder).output().context("run Cassandra's reader")?;
+        ensure!(output.status.success(), "Cassandra's reader failed: {}", String::from_utf8_lossy(&output.stderr));
+        let passes: Vec<JavaPass> =
+            serde_json::Deserializer::from_slice(&output.stdout).into_iter().collect::<Result<_, _>>()?;
+        let warm = &passes[passes.len() / 2..];
+        for java in warm {
+            ensure!(java.rows == pass.captured, "Cassandra's reader found {} rows, ours {}", java.rows, pass.captured);
+        }
+        let seconds = warm.iter().map(|pass| pass.processor_seconds).sum::<f64>() / float(warm.len() as u64);
+        Ok(Rate { rows: float(pass.rows) / seconds, bytes: float(pass.bytes) / seconds })
+    }
+
     fn measure(&self, options: &Options, pass: impl Fn(&Self) -> anyhow::Result<Pass>) -> anyhow::Result<Rate> {
         for warm in [true, false] {
             let (start, before) = (Instant::now(), processor_seconds()?);
@@ -386,6 +420,13 @@ impl<'a> Log<'a> {
         }
         unreachable!("the second round returns")
     }
+}
+
+/// What the Java reader prints of one pass.
+#[derive(serde::Deserialize)]
+struct JavaPass {
+    rows: u64,
+    processor_seconds: f64,
 }
 
 /// Of this thread, to the nanosecond.
