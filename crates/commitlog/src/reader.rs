@@ -395,6 +395,7 @@ impl SegmentReader {
     pub(crate) fn close_section(&mut self, limit: ReadLimit, report: &mut ReadReport) -> Result<bool, ReadError> {
         // Of a section that was made plain the chunk holds other bytes than the file's.
         let settled = limit.finished && !self.is_transformed();
+        let mut torn = false;
         let next = match self.input.marker(self.section.disk, settled)? {
             Marker::Absent => return Ok(false),
             // The two words are not written at once.
@@ -412,8 +413,7 @@ impl SegmentReader {
                 if next > self.input.length()? {
                     return Err(self.fault("it is half written and points behind the end of the file"));
                 }
-                let at = self.position(self.section.logical);
-                report.damage.push(Damage { at, bytes: 0, kind: DamageKind::TornMarker });
+                torn = true;
                 next
             }
         };
@@ -425,6 +425,10 @@ impl SegmentReader {
         }
         if next > self.input.length()? && !limit.finished {
             return Ok(false);
+        }
+        if torn {
+            let at = self.position(self.section.logical);
+            report.damage.push(Damage { at, bytes: 0, kind: DamageKind::TornMarker });
         }
         self.section_end = Some(Place { logical: next, disk: next });
         // Bytes read before the marker was valid may have been half written.

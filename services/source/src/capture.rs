@@ -14,7 +14,7 @@ use std::{
 };
 
 use cdc_commitlog::{
-    CaptureMode, DamageKind, Fence, ReadError, ReadLimit, ReadOutcome, SegmentFile, SegmentReader, list_segments,
+    CaptureMode, DamageKind, Fence, ReadError, ReadLimit, ReadOptions, ReadOutcome, SegmentFile, SegmentReader, list_segments,
     read_index,
 };
 use cdc_model::SegmentId;
@@ -39,6 +39,7 @@ pub(crate) struct Capture {
     pub(crate) directory: PathBuf,
     pub(crate) mode: CaptureMode,
     pub(crate) poll_interval: Duration,
+    pub(crate) read_options: ReadOptions,
     pub(crate) intake: Intake,
     pub(crate) finished: Finished,
     pub(crate) metrics: Arc<SourceMetrics>,
@@ -145,7 +146,7 @@ impl Capture {
                 segment.reader = None;
                 continue;
             }
-            match segment.read(self.mode, &mut self.intake, &self.metrics, &mut busy)? {
+            match segment.read(self.mode, &self.read_options, &mut self.intake, &self.metrics, &mut busy)? {
                 Step::Waiting => segment.drained = true,
                 Step::Finished => {
                     let segment = self.open.remove(&id).expect("listed above");
@@ -214,6 +215,7 @@ impl OpenSegment {
     fn read(
         &mut self,
         mode: CaptureMode,
+        options: &ReadOptions,
         intake: &mut Intake,
         metrics: &SourceMetrics,
         busy: &mut bool,
@@ -241,7 +243,7 @@ impl OpenSegment {
                 return Err(None);
             }
             let limit = ReadLimit { fence, finished, max_bytes: READ_BYTES };
-            let outcome = match self.read_some(limit, intake) {
+            let outcome = match self.read_some(limit, options, intake) {
                 Ok(None) if finished => return Ok(Step::Finished),
                 Ok(None) => return Ok(Step::Waiting),
                 Ok(Some(report)) => {
@@ -283,6 +285,7 @@ impl OpenSegment {
     fn read_some(
         &mut self,
         limit: ReadLimit,
+        options: &ReadOptions,
         intake: &mut Intake,
     ) -> Result<Option<cdc_commitlog::ReadReport>, ReadError> {
         if self.reader.is_none() {
@@ -290,7 +293,7 @@ impl OpenSegment {
                 return Ok(None);
             }
             let resume = intake.offset(self.file.id);
-            self.reader = SegmentReader::open(&self.file, resume, SegmentReader::ENTRY_BYTES_MAX)?;
+            self.reader = SegmentReader::open_with(&self.file, resume, options)?;
         }
         let Some(reader) = &mut self.reader else { return Ok(None) };
         let format = reader.format();

@@ -30,7 +30,7 @@ use cdc_cassandra::CassandraConfig;
 use cdc_runtime::Lifecycle;
 use tokio::sync::mpsc;
 
-pub use config::SourceConfig;
+pub use config::{KeystoreConfig, SourceConfig};
 pub use metrics::{SourceMetrics, SourceStatus};
 pub use outlet::{ChannelBatch, ChannelOutlet, Outlet};
 pub use position::{Offsets, OffsetsError};
@@ -119,6 +119,8 @@ pub enum SourceError {
     StoredPosition(#[from] OffsetsError),
     #[error(transparent)]
     Quarantine(#[from] QuarantineError),
+    #[error("source.keystore cannot be used")]
+    Keystore(#[from] cdc_commitlog::KeystoreError),
     #[error(transparent)]
     SchemaStore(#[from] SchemaStoreError),
     #[error(transparent)]

@@ -11,7 +11,7 @@ use cdc_cassandra::{
     Cassandra, CassandraConfig, Settings,
     checks::{Wanted, node_faults, table_faults},
 };
-use cdc_commitlog::{CaptureMode, SchemaFile, SchemaHistory};
+use cdc_commitlog::{CaptureMode, ReadOptions, SchemaFile, SchemaHistory};
 use cdc_model::{NodeId, TableSchema};
 use cdc_postgres::StreamName;
 use cdc_runtime::Lifecycle;
@@ -19,7 +19,7 @@ use cdc_sink::Applier;
 use tokio::{runtime::Handle, sync::mpsc};
 
 use crate::{
-    Outlet, SourceConfig, SourceError, SourceMetrics,
+    KeystoreConfig, Outlet, SourceConfig, SourceError, SourceMetrics,
     capture::Capture,
     intake::{Batch, Captured, Intake},
     keeper::{Disk, Keeper},
@@ -61,6 +61,8 @@ pub(crate) async fn start(
     let directory = config.cdc_raw_directory.clone();
     fs::read_dir(&directory).map_err(|source| SourceError::Directory { path: directory.clone(), source })?;
     let quarantine = Quarantine::open(&config.state_directory)?;
+    let keystore = config.keystore.as_ref().map(KeystoreConfig::open).transpose()?;
+    let read_options = ReadOptions { keystore, ..ReadOptions::default() };
 
     let Some(cassandra) = Cassandra::connect_when_ready(cassandra, lifecycle).await else {
         return Ok(None);
@@ -112,7 +114,8 @@ pub(crate) async fn start(
             let schemas = Schemas { source: schemas, history, store };
             let intake =
                 Intake::new(node, captured, schemas, quarantine, Arc::clone(&metrics), outbox, batch_bytes, offsets);
-            Capture { directory, mode, poll_interval, intake, finished, metrics, stop, open: BTreeMap::new() }
+            let open = BTreeMap::new();
+            Capture { directory, mode, poll_interval, read_options, intake, finished, metrics, stop, open }
         }
     };
     let disk = Disk { file, directory, finished: position.finished.clone() };
