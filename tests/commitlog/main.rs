@@ -81,6 +81,7 @@ fn dev_generator() {
     let disk = if std::env::var("DIRECT").is_ok() { Disk::Direct } else { Disk::Plain };
     let seeds: Vec<u64> = std::env::var("SEEDS").unwrap().split(',').map(|s| s.parse().unwrap()).collect();
     let folder = tempfile::tempdir().unwrap();
-    let written = node::write(&Combination { version: Box::leak(version.into_boxed_str()), disk }, &seeds, folder.path());
+    let written =
+        node::write(&Combination { version: Box::leak(version.into_boxed_str()), disk }, &seeds, folder.path());
     written.cassandra.keep();
 }

@@ -53,9 +53,9 @@ pub(crate) fn write(combination: &Combination, seeds: &[u64], folder: &Path) -> 
     builder = match combination.disk {
         Disk::Plain => builder,
         Disk::Compressed(compressor) => builder.commitlog_compression(Some(compressor)),
-        Disk::Direct => builder
-            .setting("storage_compatibility_mode", "NONE")
-            .setting("commitlog_disk_access_mode", "direct"),
+        Disk::Direct => {
+            builder.setting("storage_compatibility_mode", "NONE").setting("commitlog_disk_access_mode", "direct")
+        }
     };
     let cassandra = builder.start().unwrap();
     let schemas = (0..PHASES).map(|phase| folder.join(format!("schema-{phase}.json"))).collect();
@@ -75,7 +75,9 @@ impl Written {
         let session = every_change::connect(&self.cassandra.contact_points()).await?;
         let replication = "{'class': 'SimpleStrategy', 'replication_factor': 1}";
         session.query_unpaged(format!("create keyspace equality with replication = {replication}"), ()).await?;
-        session.query_unpaged(format!("create table {MARKER_TABLE} (phase int primary key) with cdc = true"), ()).await?;
+        session
+            .query_unpaged(format!("create table {MARKER_TABLE} (phase int primary key) with cdc = true"), ())
+            .await?;
         let options = |seed: &u64| Options {
             seed: *seed,
             keyspace: format!("seed_{seed}"),
