@@ -118,7 +118,7 @@ async fn make(golden: &Path, name: &str, release: &str, setting: &Setting) -> an
             run(format!("insert into golden.t (id, v) values (-1, '{large}') using timestamp 1000")).await?;
         }
         let before = synced(&directory)?;
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while synced(&directory)? <= before {
             ensure!(Instant::now() < deadline, "no sync");
             tokio::time::sleep(Duration::from_millis(20)).await;
