@@ -94,7 +94,8 @@ async fn make(golden: &Path, name: &str, release: &str, setting: &Setting) -> an
     let node = Cassandra::connect_when_ready(&config, &Lifecycle::new()).await.context("nothing stops it")?;
     let directory = server.node(0).cdc_raw_dir();
     let run = async |statement: String| node.session().query_unpaged(statement, ()).await;
-    run("create keyspace golden with replication = {'class': 'SimpleStrategy', 'replication_factor': 1}".into()).await?;
+    run("create keyspace golden with replication = {'class': 'SimpleStrategy', 'replication_factor': 1}".into())
+        .await?;
     // Known by its id, the table needs no schema beside the segment.
     run("create table golden.t (id int primary key, v text) with cdc = true and \
          id = 5ea51de5-0000-4000-8000-000000000001"

@@ -23,7 +23,9 @@ mod segment;
 pub use decode::{DecodeError, Decoder, Schemas};
 pub use header::Format;
 pub use keystore::{Keystore, KeystoreError};
-pub use reader::{Damage, DamageKind, Fence, ReadError, ReadLimit, ReadOptions, ReadOutcome, ReadReport, SegmentReader};
+pub use reader::{
+    Damage, DamageKind, Fence, ReadError, ReadLimit, ReadOptions, ReadOutcome, ReadReport, SegmentReader,
+};
 pub use schema::{
     Definition, Followed, RowKind, SchemaDeletion, SchemaFault, SchemaFile, SchemaFileError, SchemaHistory, SchemaRow,
     Truncation,

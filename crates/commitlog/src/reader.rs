@@ -200,11 +200,7 @@ impl SegmentReader {
     }
 
     /// `resume_offset`: 0 or the end of an entry handed out before. `None`: the header is not there yet.
-    pub fn open_with(
-        file: &SegmentFile,
-        resume_offset: u64,
-        options: &ReadOptions,
-    ) -> Result<Option<Self>, ReadError> {
+    pub fn open_with(file: &SegmentFile, resume_offset: u64, options: &ReadOptions) -> Result<Option<Self>, ReadError> {
         let input = Input::open(file)?;
         let start = input.read(0, HEADER_MAX as u64)?;
         let unsupported = |reason| ReadError::Unsupported { path: file.path.clone(), reason };

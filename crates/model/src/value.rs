@@ -257,7 +257,10 @@ mod tests {
         let list = counted(2, &[Some(&set), None]);
         let bytes = counted(1, &[Some(b"key"), Some(&list)]);
         let inner = CqlValue::List(vec![Some(CqlValue::Set(vec![CqlValue::SmallInt(-2)])), None]);
-        assert_eq!(CqlValue::decode(&map, &bytes), Ok(CqlValue::Map(vec![(CqlValue::Text("key".into()), Some(inner))])));
+        assert_eq!(
+            CqlValue::decode(&map, &bytes),
+            Ok(CqlValue::Map(vec![(CqlValue::Text("key".into()), Some(inner))]))
+        );
         for end in 1..bytes.len() {
             assert!(CqlValue::decode(&map, &bytes[..end]).is_err(), "cut at {end}");
         }
@@ -290,7 +293,8 @@ mod tests {
         for (ty, bytes, value) in cases {
             assert_eq!(CqlValue::decode(&ty, bytes), Ok(value), "{ty:?}");
         }
-        for (ty, bytes) in [(T::Int, &[1u8, 2][..]), (T::Inet, &[1, 2, 3]), (T::Decimal, &[1]), (T::Duration, &[0xff])] {
+        for (ty, bytes) in [(T::Int, &[1u8, 2][..]), (T::Inet, &[1, 2, 3]), (T::Decimal, &[1]), (T::Duration, &[0xff])]
+        {
             assert!(CqlValue::decode(&ty, bytes).is_err(), "{ty:?}");
         }
     }

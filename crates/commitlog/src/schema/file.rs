@@ -56,8 +56,16 @@ pub enum RowKind {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Definition {
     /// `cdc` is null where the node that made the change has CDC switched off.
-    Table { id: TableId, cdc: Option<bool>, gc_grace_seconds: Option<i32> },
-    View { id: TableId, cdc: Option<bool>, gc_grace_seconds: Option<i32> },
+    Table {
+        id: TableId,
+        cdc: Option<bool>,
+        gc_grace_seconds: Option<i32>,
+    },
+    View {
+        id: TableId,
+        cdc: Option<bool>,
+        gc_grace_seconds: Option<i32>,
+    },
     /// `kind` is `partition_key`, `clustering`, `regular` or `static`.
     Column {
         kind: String,
@@ -73,7 +81,9 @@ pub enum Definition {
         ty: String,
         dropped_us: i64,
     },
-    Type { fields: Vec<(String, String)> },
+    Type {
+        fields: Vec<(String, String)>,
+    },
 }
 
 impl Definition {

@@ -299,10 +299,8 @@ fn column(name: &str, ty: CqlType, kind: ColumnKind, dropped: Option<i64>) -> Co
 
 #[test]
 fn a_partition_deletion_a_static_row_and_rows_come_out_of_one_update() {
-    let columns = [
-        column("s", CqlType::Text, ColumnKind::Static, None),
-        column("r", CqlType::Int, ColumnKind::Regular, None),
-    ];
+    let columns =
+        [column("s", CqlType::Text, ColumnKind::Static, None), column("r", CqlType::Int, ColumnKind::Regular, None)];
     let header = [&[0x1c, 0, 0, 0][..], &names(&["s"]), &names(&["r"])].concat();
     let deletion = [time(3), local(1_700_000_000)].concat();
     let statics = [&[0xa0, 0x01][..], &[0x00], &time(4), &sized(b"st")].concat();
@@ -367,7 +365,8 @@ fn cells_from_before_a_drop_stay_dropped_when_the_column_is_added_again_with_ano
 #[test]
 fn rows_of_many_cells_and_values_of_many_bytes_are_decoded() {
     let map = CqlType::Map { key: Box::new(CqlType::Int), value: Box::new(CqlType::Blob), frozen: false };
-    let columns = [column("big", CqlType::Blob, ColumnKind::Regular, None), column("m", map, ColumnKind::Regular, None)];
+    let columns =
+        [column("big", CqlType::Blob, ColumnKind::Regular, None), column("m", map, ColumnKind::Regular, None)];
     let big = vec![0xab; 9 << 20];
     let mut row = [&[0x24][..], &time(5), &[0x08], &sized(&big), &uvint(200_000)].concat();
     for path in 0..200_000i32 {
@@ -437,14 +436,19 @@ fn every_kind_of_range_bound_is_read_and_a_bound_that_does_not_fit_is_refused() 
         at(0, two, &deletion(4)),
     ];
     let changes = table(&markers.concat()).unwrap();
-    let shown: Vec<_> = changes.iter().map(|change| {
+    let shown = changes.iter().map(|change| {
         let ChangeBody::DeleteRange(range) = &change.body else { panic!("{change:?}") };
         let bound = |bound: &cdc_model::Bound| (bound.prefix.len(), bound.inclusive);
         (bound(&range.start), bound(&range.end), range.deletion.time.0)
     });
     assert_eq!(
         shown.collect::<Vec<_>>(),
-        [((0, true), (1, true), 1), ((1, false), (2, false), 2), ((2, true), (0, true), 3), ((2, false), (2, false), 4)]
+        [
+            ((0, true), (1, true), 1),
+            ((1, false), (2, false), 2),
+            ((2, true), (0, true), 3),
+            ((2, false), (2, false), 4)
+        ]
     );
     for wrong in [
         at(1, &[], &deletion(1)),

@@ -5,10 +5,12 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use bytes::Bytes;
 use cdc_commitlog::{
-    Decoder, Fence, Followed, Format, SchemaFile, SchemaHistory, Schemas as _, SegmentFile, SegmentReader, list_segments,
+    Decoder, Fence, Followed, Format, SchemaFile, SchemaHistory, Schemas as _, SegmentFile, SegmentReader,
+    list_segments,
 };
 use cdc_model::{
-    Bound, CellValue, Change, ChangeBody, ColumnState, CqlType, CqlValue, RowState, SegmentPosition, TableSchema, WriteTime,
+    Bound, CellValue, Change, ChangeBody, ColumnState, CqlType, CqlValue, RowState, SegmentPosition, TableSchema,
+    WriteTime,
 };
 
 use crate::support::{provenance, read, unpack};
@@ -347,7 +349,8 @@ fn a_truncation_tells_up_to_where_the_log_is_void() {
             if truncated.is_empty() && changes.iter().any(|change| change.table.full_name() == "ddl.t") {
                 before.push(at);
             }
-            let own = |table: Option<std::sync::Arc<TableSchema>>| table.is_some_and(|table| table.full_name() == "ddl.t");
+            let own =
+                |table: Option<std::sync::Arc<TableSchema>>| table.is_some_and(|table| table.full_name() == "ddl.t");
             truncated.extend(followed.truncations.iter().filter(|t| own(history.table(t.table))).map(|t| (at, *t)));
         });
         let [(at, truncation)] = truncated[..] else { panic!("{version}: {truncated:?}") };
