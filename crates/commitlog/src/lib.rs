@@ -31,3 +31,8 @@ pub use schema::{
     Truncation,
 };
 pub use segment::{CaptureMode, Index, SegmentFile, list_segments, read_index};
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

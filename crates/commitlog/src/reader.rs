@@ -159,6 +159,8 @@ pub struct SegmentReader {
     pub(crate) sections: Option<Sections>,
     /// Marker at the start of the section `offset` lies in.
     pub(crate) section: Place,
+    /// Sections before that one.
+    passed: u64,
     /// Where that section ends; known once its marker is valid, and the section plain.
     pub(crate) section_end: Option<Place>,
     pub(crate) offset: u64,
@@ -217,6 +219,7 @@ impl SegmentReader {
             entry_bytes_max: options.entry_bytes_max,
             sections: Sections::new(header.encoding, options).map_err(unsupported)?,
             section,
+            passed: 0,
             section_end: None,
             offset: section.logical + MARKER,
             frontier: section,
@@ -247,6 +250,16 @@ impl SegmentReader {
     /// so that only [`CaptureMode::Durable`](crate::CaptureMode::Durable) says what to expect of it.
     pub fn is_transformed(&self) -> bool {
         self.sections.is_some()
+    }
+
+    /// `plain`, the compressor's class, or `encrypted`.
+    pub fn encoding(&self) -> &'static str {
+        self.sections.as_ref().map_or("plain", Sections::encoding)
+    }
+
+    /// Sections read to their end.
+    pub fn sections(&self) -> u64 {
+        self.passed
     }
 
     /// Format to decode the payloads with.
@@ -299,20 +312,34 @@ impl SegmentReader {
         entry: &mut dyn FnMut(SegmentPosition, Bytes),
     ) -> Result<ReadReport, ReadError> {
         let mut report = ReadReport { outcome: ReadOutcome::More, entries: 0, bytes: 0, damage: Vec::new() };
+        let before = self.offset;
+        match self.read_on(limit, entry, &mut report) {
+            // Nothing skipped goes untold: the error comes again with the next call, which starts behind it.
+            Err(_) if !report.damage.is_empty() && self.offset > before => Ok(report),
+            outcome => outcome.map(|outcome| ReadReport { outcome, ..report }),
+        }
+    }
+
+    fn read_on(
+        &mut self,
+        limit: ReadLimit,
+        entry: &mut dyn FnMut(SegmentPosition, Bytes),
+        report: &mut ReadReport,
+    ) -> Result<ReadOutcome, ReadError> {
         let idle = if limit.finished { ReadOutcome::End } else { ReadOutcome::Waiting };
         loop {
             if report.bytes >= limit.max_bytes as u64 && report.entries > 0 || report.damage.len() >= DAMAGE_MAX {
-                return Ok(report);
+                return Ok(ReadOutcome::More);
             }
             // Live, entries come first and markers only when entries fail: an entry that holds needs no marker.
             if self.section_end.is_none()
                 && (limit.fence != Fence::Live || self.is_transformed())
-                && !self.close_section(limit, &mut report)?
+                && !self.close_section(limit, report)?
             {
                 if limit.finished && self.is_transformed() {
-                    self.report_tail(self.section.disk, &mut report)?;
+                    self.report_tail(self.section.disk, report)?;
                 }
-                return Ok(self.rest(report, idle));
+                return Ok(self.rest(idle));
             }
             let end = match self.section_end {
                 // Fewer bytes than a size are no entry.
@@ -322,7 +349,7 @@ impl SegmentReader {
                 }
                 Some(Place { logical: end, .. }) => match limit.fence {
                     Fence::Durable(durable) if end > durable && !limit.finished => {
-                        return Ok(self.rest(report, idle));
+                        return Ok(self.rest(idle));
                     }
                     _ => end,
                 },
@@ -339,13 +366,13 @@ impl SegmentReader {
                     let (path, at) = (self.input.path.clone(), self.position(self.offset));
                     return Err(ReadError::EntryTooLarge { path, at, size, limit: self.entry_bytes_max });
                 }
-                failed if self.section_end.is_some() => self.skip(end, &failed, &mut report),
+                failed if self.section_end.is_some() => self.skip(end, &failed, report),
                 failed => {
-                    if !self.close_section(limit, &mut report)? {
+                    if !self.close_section(limit, report)? {
                         if limit.finished && !matches!(failed, Entry::Nothing) {
-                            self.report_tail(self.offset, &mut report)?;
+                            self.report_tail(self.offset, report)?;
                         }
-                        return Ok(self.rest(report, idle));
+                        return Ok(self.rest(idle));
                     }
                 }
             }
@@ -381,6 +408,7 @@ impl SegmentReader {
     pub(crate) fn close_section(&mut self, limit: ReadLimit, report: &mut ReadReport) -> Result<bool, ReadError> {
         // Of a section that was made plain the chunk holds other bytes than the file's.
         let settled = limit.finished && !self.is_transformed();
+        let mut torn = false;
         let next = match self.input.marker(self.section.disk, settled)? {
             Marker::Absent => return Ok(false),
             // The two words are not written at once.
@@ -398,8 +426,7 @@ impl SegmentReader {
                 if next > self.input.length()? {
                     return Err(self.fault("it is half written and points behind the end of the file"));
                 }
-                let at = self.position(self.section.logical);
-                report.damage.push(Damage { at, bytes: 0, kind: DamageKind::TornMarker });
+                torn = true;
                 next
             }
         };
@@ -412,6 +439,10 @@ impl SegmentReader {
         if next > self.input.length()? && !limit.finished {
             return Ok(false);
         }
+        if torn {
+            let at = self.position(self.section.logical);
+            report.damage.push(Damage { at, bytes: 0, kind: DamageKind::TornMarker });
+        }
         self.section_end = Some(Place { logical: next, disk: next });
         // Bytes read before the marker was valid may have been half written.
         self.input.forget();
@@ -423,16 +454,16 @@ impl SegmentReader {
     }
 
     pub(crate) fn enter(&mut self, section: Place) {
+        self.passed += u64::from(section.disk != self.section.disk);
         self.section = section;
         self.section_end = None;
         self.offset = section.logical + MARKER;
         self.input.release();
     }
 
-    fn rest(&mut self, mut report: ReadReport, outcome: ReadOutcome) -> ReadReport {
+    fn rest(&mut self, outcome: ReadOutcome) -> ReadOutcome {
         self.input.pause();
-        report.outcome = outcome;
-        report
+        outcome
     }
 
     pub(crate) fn position(&self, offset: u64) -> SegmentPosition {

@@ -48,6 +48,12 @@ const OPENS: [&str; 17] = [
     "java.base/jdk.internal.misc",
 ];
 
+/// What a JVM must be told to run Cassandra's classes.
+pub(crate) fn jdk_access() -> impl Iterator<Item = String> {
+    let exports = EXPORTS.iter().map(|package| format!("--add-exports={package}=ALL-UNNAMED"));
+    exports.chain(OPENS.iter().map(|package| format!("--add-opens={package}=ALL-UNNAMED")))
+}
+
 /// One node or three, with change data capture switched on. Dropping it kills them and removes their folders.
 #[derive(Debug)]
 pub struct Cassandra {
@@ -307,8 +313,7 @@ impl CassandraBuilder {
             "-Dcassandra.memtable_row_overhead_computation_step=1000".to_owned(),
             "-Djdk.attach.allowAttachSelf=true".to_owned(),
         ];
-        args.extend(EXPORTS.iter().map(|package| format!("--add-exports={package}=ALL-UNNAMED")));
-        args.extend(OPENS.iter().map(|package| format!("--add-opens={package}=ALL-UNNAMED")));
+        args.extend(jdk_access());
         if self.is_4() {
             args.push("-Djava.security.manager=allow".to_owned());
             let agent = class_path.split(':').find(|jar| jar.contains("/jamm-"));
@@ -356,6 +361,11 @@ saved_caches_directory: '{at}/saved_caches'
 cdc_enabled: true
 commitlog_sync: periodic
 {sizes}
+# Idle workers of a stage spin before they sleep; the default of 128 and 32 keeps a small machine busy with that.
+native_transport_max_threads: 8
+concurrent_reads: 8
+concurrent_writes: 8
+concurrent_counter_writes: 8
 seed_provider:
   - class_name: org.apache.cassandra.locator.SimpleSeedProvider
     parameters: [{{seeds: '{seed}:{STORAGE_PORT}'}}]

@@ -18,6 +18,7 @@ mod kafka;
 mod place;
 mod postgres;
 mod process;
+mod reader;
 
 pub use artifact::{Artifact, pin};
 pub use cassandra::{Cassandra, CassandraBuilder, Node};
@@ -26,6 +27,7 @@ pub use kafka::Kafka;
 pub use place::cache_dir;
 pub use postgres::{Postgres, PostgresBuilder};
 pub use process::Server;
+pub use reader::cassandra_reader;
 
 /// The versions started where none is named.
 pub mod default_version {
