@@ -25,6 +25,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
+import java.util.UUID;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
 
@@ -300,6 +301,8 @@ public final class CommitLogJson
             for (PartitionUpdate update : mutation.getPartitionUpdates())
             {
                 TableMetadata table = update.metadata();
+                if (table.keyspace.equals("system") && table.name.equals("local"))
+                    truncations(segment.id, position, update);
                 if (!wanted(table))
                     continue;
                 DeletionTime partition = update.partitionLevelDeletion();
@@ -320,6 +323,29 @@ public final class CommitLogJson
                         print(row(change(segment.id, position, "row", update)
                                   .put("clustering", clustering(table, row.clustering())), row));
             }
+        }
+
+        /** SystemKeyspace.truncationAsMapEntry: segment, position, milliseconds. */
+        private void truncations(long segment, int position, PartitionUpdate update)
+        {
+            for (Row row : update)
+                for (Cell<?> cell : row.cells())
+                {
+                    if (!cell.column().name.toString().equals("truncated_at") || cell.isTombstone())
+                        continue;
+                    ByteBuffer id = cell.path().get(0).duplicate(), value = cell.buffer().duplicate();
+                    TableMetadata table =
+                        Schema.instance.getTableMetadata(TableId.fromUUID(new UUID(id.getLong(), id.getLong())));
+                    if (table == null || !wanted(table))
+                        continue;
+                    long toSegment = value.getLong();
+                    int to = value.getInt();
+                    Json at = new Json();
+                    if (toSegment >= 0 && to >= 0)
+                        at.put("segment", Long.toString(toSegment)).put("position", Integer.toString(to));
+                    print(head(segment, position, table, "truncate")
+                          .put("truncated_at", at.put("time", Long.toString(value.getLong() * 1000)).end()));
+                }
         }
 
         private void print(Json change)
@@ -344,12 +370,16 @@ public final class CommitLogJson
             for (int i = 0; i < columns.size(); i++)
                 values.put(columns.get(i).name.toString(), Value.of(columns.get(i).type, parts[i]));
         }
+        return head(segment, position, table, kind).put("partition_key", values.end());
+    }
+
+    private static Json head(long segment, int position, TableMetadata table, String kind)
+    {
         return new Json().put("segment", Long.toString(segment))
                          .put("position", Integer.toString(position))
                          .put("table", Json.quote(table.keyspace + '.' + table.name))
                          .put("id", Json.quote(table.id.toString()))
-                         .put("kind", Json.quote(kind))
-                         .put("partition_key", values.end());
+                         .put("kind", Json.quote(kind));
     }
 
     private static Json row(Json change, Row row)

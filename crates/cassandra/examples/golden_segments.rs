@@ -41,6 +41,8 @@ const PASSWORD: &str = "cassandra";
 const SYNCS: usize = 3;
 const ROWS: usize = 20;
 const LARGE: usize = 150_000;
+/// Rows of 100,000 bytes that are more than a segment.
+const FILLER: usize = 12;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -94,16 +96,18 @@ async fn make(golden: &Path, name: &str, release: &str, setting: &Setting) -> an
     let node = Cassandra::connect_when_ready(&config, &Lifecycle::new()).await.context("nothing stops it")?;
     let directory = server.node(0).cdc_raw_dir();
     let run = async |statement: String| node.session().query_unpaged(statement, ()).await;
-    run("create keyspace golden with replication = {'class': 'SimpleStrategy', 'replication_factor': 1}".into()).await?;
+    run("create keyspace golden with replication = {'class': 'SimpleStrategy', 'replication_factor': 1}".into())
+        .await?;
     // Known by its id, the table needs no schema beside the segment.
     run("create table golden.t (id int primary key, v text) with cdc = true and \
          id = 5ea51de5-0000-4000-8000-000000000001"
         .into())
     .await?;
-    // A new node's first segment is full of its system tables.
-    server.node(0).restart()?;
-    let node = Cassandra::connect_when_ready(&config, &Lifecycle::new()).await.context("nothing stops it")?;
-    let run = async |statement: String| node.session().query_unpaged(statement, ()).await;
+    // A node's first segment is full of its system tables: past it, with bytes that compress well.
+    run("create table golden.filler (id int primary key, v text)".into()).await?;
+    for row in 0..FILLER {
+        run(format!("insert into golden.filler (id, v) values ({row}, '{}')", "0".repeat(100_000))).await?;
+    }
     for sync in 0..SYNCS {
         for row in (0..ROWS).map(|row| sync * ROWS + row) {
             run(format!("insert into golden.t (id, v) values ({row}, 'row {row}') using timestamp {row}")).await?;

@@ -170,7 +170,7 @@ impl Input {
         Ok(marker)
     }
 
-    fn judge_marker(&self, at: u64, bytes: [u8; 8]) -> Marker {
+    pub(crate) fn judge_marker(&self, at: u64, bytes: [u8; 8]) -> Marker {
         let [next, stored] = words(bytes);
         let next = u64::from(next);
         let id = self.id.0.to_be_bytes();

@@ -159,6 +159,8 @@ pub struct SegmentReader {
     pub(crate) sections: Option<Sections>,
     /// Marker at the start of the section `offset` lies in.
     pub(crate) section: Place,
+    /// Sections before that one.
+    passed: u64,
     /// Where that section ends; known once its marker is valid, and the section plain.
     pub(crate) section_end: Option<Place>,
     pub(crate) offset: u64,
@@ -217,6 +219,7 @@ impl SegmentReader {
             entry_bytes_max: options.entry_bytes_max,
             sections: Sections::new(header.encoding, options).map_err(unsupported)?,
             section,
+            passed: 0,
             section_end: None,
             offset: section.logical + MARKER,
             frontier: section,
@@ -247,6 +250,16 @@ impl SegmentReader {
     /// so that only [`CaptureMode::Durable`](crate::CaptureMode::Durable) says what to expect of it.
     pub fn is_transformed(&self) -> bool {
         self.sections.is_some()
+    }
+
+    /// `plain`, the compressor's class, or `encrypted`.
+    pub fn encoding(&self) -> &'static str {
+        self.sections.as_ref().map_or("plain", Sections::encoding)
+    }
+
+    /// Sections read to their end.
+    pub fn sections(&self) -> u64 {
+        self.passed
     }
 
     /// Format to decode the payloads with.
@@ -441,6 +454,7 @@ impl SegmentReader {
     }
 
     pub(crate) fn enter(&mut self, section: Place) {
+        self.passed += u64::from(section.disk != self.section.disk);
         self.section = section;
         self.section_end = None;
         self.offset = section.logical + MARKER;

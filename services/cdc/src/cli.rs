@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Role;
 use crate::demo::DemoArgs;
+use crate::log::{self, LogCommand};
 
 /// Change data capture from Apache Cassandra into PostgreSQL.
 #[derive(Parser, Debug)]
@@ -24,11 +25,13 @@ Examples:
   cdc validate cdc.yaml         check the file, the servers and the tables
   cdc run cdc.yaml              replicate, in one process beside the Cassandra node
   cdc status                    what that process is doing
+  cdc log dump SEGMENT          what stands in Cassandra's commit log
 
 Exit codes:
   0   done, or stopped as asked
   1   failed while running
   2   wrong command line
+  65  `cdc log` met damage
   69  a server cannot be reached, or cannot be used as it is set up
   78  wrong configuration";
 
@@ -52,6 +55,9 @@ pub(crate) enum Command {
     /// Servers to develop against: Cassandra, PostgreSQL, Kafka
     #[command(subcommand, after_help = DEV_HELP)]
     Dev(DevCommand),
+    /// Read Cassandra's commit log by itself
+    #[command(subcommand, after_help = log::HELP)]
+    Log(LogCommand),
     /// Start real servers, replicate a mixed load, and compare both stores
     Demo(DemoArgs),
 }

@@ -4,6 +4,7 @@ mod cli;
 mod config;
 mod demo;
 mod dev;
+mod log;
 mod report;
 mod role;
 mod status;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Command::Validate(args) => validate::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Dev(command) => dev::run(command),
+        Command::Log(command) => log::run(&command),
         Command::Demo(args) => demo::run(args),
     };
     done.unwrap_or_else(|error| {

@@ -14,8 +14,8 @@ use std::{
 };
 
 use cdc_commitlog::{
-    CaptureMode, DamageKind, Fence, ReadError, ReadLimit, ReadOptions, ReadOutcome, SegmentFile, SegmentReader, list_segments,
-    read_index,
+    CaptureMode, DamageKind, Fence, ReadError, ReadLimit, ReadOptions, ReadOutcome, SegmentFile, SegmentReader,
+    list_segments, read_index,
 };
 use cdc_model::SegmentId;
 use tokio_util::sync::CancellationToken;

@@ -162,7 +162,7 @@ fn parse(text: &[u8]) -> Option<Body> {
 
 #[cfg(test)]
 mod tests {
-    use cdc_commitlog::{Definition, Schemas as _, SchemaRow};
+    use cdc_commitlog::{Definition, SchemaRow, Schemas as _};
     use cdc_model::{SegmentId, TableId};
     use uuid::Uuid;
 

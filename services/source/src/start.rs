@@ -86,7 +86,8 @@ pub(crate) async fn start(
 
     let (file, stored) = PositionFile::open(&config.state_directory, node)?;
     let mut position = stored.unwrap_or_default();
-    let tables: Vec<Arc<TableSchema>> = tables.into_iter().filter(|table| captured.contains(table)).map(Arc::new).collect();
+    let tables: Vec<Arc<TableSchema>> =
+        tables.into_iter().filter(|table| captured.contains(table)).map(Arc::new).collect();
     let (delivery, durable) = open_outlet(outlet, node, &mut position, &tables, lifecycle).await?;
 
     tracing::info!(

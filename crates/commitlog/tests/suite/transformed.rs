@@ -192,8 +192,10 @@ fn reading_resumes_at_every_entry_and_knows_its_backlog() {
         let segment = written.segment();
         for (number, end) in written.ends.iter().enumerate() {
             let mut reader = open(&segment, *end);
-            assert_eq!(reader.offset(), *end);
-            assert_eq!(reader.backlog().unwrap(), written.logical as u64 - end, "{codec:?} {number}");
+            // Behind the next marker, if a section ends there.
+            let passed = reader.offset() - end;
+            assert!(matches!(passed, 0 | 8), "{codec:?} {number}");
+            assert_eq!(reader.backlog().unwrap(), written.logical as u64 - end - passed, "{codec:?} {number}");
             let (entries, report) = read(&mut reader, Fence::Durable(u64::MAX), false);
             let rest: Vec<_> = (number + 1..6).collect();
             assert_eq!((written.numbers(&entries), report.damage), (rest, vec![]), "{codec:?}");

@@ -1,0 +1,335 @@
+//! Writes every kind of change Cassandra knows to a keyspace of random tables, so that its commit log can be read by two
+//! readers and compared. The seed decides tables, statements, keys and values; only the clock is not of it.
+//!
+//! Statements are valid by construction; one that Cassandra refuses is a mistake of the generator and an error.
+
+mod alterations;
+mod schema;
+mod types;
+mod values;
+mod writes;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use scylla::client::{session::Session, session_builder::SessionBuilder};
+use scylla::errors::{DbError, ExecutionError, RequestAttemptError};
+use scylla::statement::batch::{Batch, BatchType};
+
+use schema::{Shape, Table};
+use types::{Place, Type, Types, quote};
+use values::Value;
+use writes::{Context, Write, Writer};
+
+/// What is written, and where.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub seed: u64,
+    /// Created by [`EveryChange::create`].
+    pub keyspace: String,
+    /// Cassandra 5.0 knows the vector type.
+    pub vectors: bool,
+    /// Seconds. Cassandra refuses one that ends behind 2038-01-19 (2106 with `storage_compatibility_mode: NONE`).
+    pub longest_ttl: i32,
+    /// Bytes; a mutation may have half a segment.
+    pub longest_blob: usize,
+}
+
+/// A keyspace and what the generator knows of it. Any failure is an error that names the statement.
+#[derive(Debug)]
+pub struct EveryChange {
+    options: Options,
+    rng: ChaCha8Rng,
+    types: Types,
+    tables: Vec<Table>,
+    /// Microseconds; goes on from the time the generator was made.
+    clock: i64,
+}
+
+/// A session that does not wait for what a single node need not wait for.
+pub async fn connect(contact_points: &[String]) -> anyhow::Result<Session> {
+    SessionBuilder::new()
+        .known_nodes(contact_points)
+        .fetch_schema_metadata(false)
+        .auto_await_schema_agreement(false)
+        .build()
+        .await
+        .with_context(|| format!("connect to Cassandra at {}", contact_points.join(", ")))
+}
+
+impl EveryChange {
+    /// Creates keyspace, types and tables, all but one of the tables captured.
+    pub async fn create(&self, session: &Session) -> anyhow::Result<()> {
+        for cql in self.schema() {
+            execute(session, Write { cql, values: Vec::new() }).await?;
+        }
+        Ok(())
+    }
+
+    /// Changes the schema so many times: columns and fields are added, dropped, added again and renamed, tables emptied,
+    /// dropped and created.
+    pub async fn alter(&mut self, session: &Session, changes: usize) -> anyhow::Result<()> {
+        for _ in 0..changes {
+            for cql in self.alteration() {
+                execute(session, Write { cql, values: Vec::new() }).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends so many statements and batches. Tells how many Cassandra refused: those that name an element of a list by
+    /// its index are valid or not by what was deleted before, at which write time.
+    pub async fn write(&mut self, session: &Session, operations: usize) -> anyhow::Result<usize> {
+        let mut refused = 0;
+        for _ in 0..operations {
+            match self.next() {
+                Operation::Write(write) => execute(session, write).await?,
+                Operation::ListElement(write) => refused += usize::from(!try_execute(session, write).await?),
+                Operation::Batch(kind, writes) => {
+                    let mut batch = Batch::new(kind);
+                    let (texts, values): (Vec<_>, Vec<_>) =
+                        writes.into_iter().map(|write| (write.cql, write.values)).unzip();
+                    texts.iter().for_each(|cql| batch.append_statement(cql.as_str()));
+                    let sent = session.batch(&batch, &values).await;
+                    let r = sent.with_context(|| format!("batch {kind:?} {texts:#?} {values:?}"));
+                    if let (Err(e), Ok(_)) = (&r, std::env::var("LENIENT")) {
+                        println!("ERR {:.1500}", format!("{e:#}").replace('\n', " "));
+                        continue;
+                    }
+                    r?;
+                }
+            }
+        }
+        Ok(refused)
+    }
+}
+
+async fn execute(session: &Session, write: Write) -> anyhow::Result<()> {
+    let Write { cql, values } = write;
+    let r = session.query_unpaged(cql.as_str(), &values[..]).await.with_context(|| format!("{cql} {values:?}"));
+    if let (Err(e), Ok(_)) = (&r, std::env::var("LENIENT")) {
+        println!("ERR {:.1500}", format!("{e:#}").replace('\n', " "));
+        return Ok(());
+    }
+    r?;
+    Ok(())
+}
+
+/// False: Cassandra refused it as invalid.
+async fn try_execute(session: &Session, write: Write) -> anyhow::Result<bool> {
+    match session.query_unpaged(write.cql.as_str(), &write.values[..]).await {
+        Ok(_) => Ok(true),
+        Err(ExecutionError::LastAttemptError(RequestAttemptError::DbError(DbError::Invalid, _))) => Ok(false),
+        Err(error) => bail!(anyhow::Error::from(error).context(write.cql)),
+    }
+}
+
+enum Operation {
+    Write(Write),
+    ListElement(Write),
+    Batch(BatchType, Vec<Write>),
+}
+
+impl EveryChange {
+    pub fn new(options: Options) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
+        let types = Types::random_udts(&mut rng, options.vectors);
+        let mut twins = Table::random(&types, "twin", &mut rng);
+        for _ in 0..4 {
+            twins.partition(&types, &mut rng);
+        }
+        let tables = vec![
+            Table::natives(&types, &mut rng),
+            Table::collections(&types, "collections", &mut rng),
+            Table::random(&types, "random_0", &mut rng),
+            Table::random(&types, "random_1", &mut rng),
+            Table::many_clustering_columns(&types, &mut rng),
+            Table::wide(&types, &mut rng),
+            Table::counters(&types, &mut rng),
+            Table::twin(&twins, &types, &mut rng),
+            twins,
+            Table::view_base(&types, &mut rng),
+            Table::compact_static(&types, &mut rng),
+            Table::compact_dense(&types, "compact_dense", 1, &mut rng),
+            Table::compact_dense(&types, "compact_keys", 0, &mut rng),
+        ];
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is after 1970").as_micros();
+        Self { options, rng, types, tables, clock: i64::try_from(clock).expect("the clock is before the year 292,000") }
+    }
+
+    fn schema(&self) -> Vec<String> {
+        let keyspace = &self.options.keyspace;
+        let mut statements = vec![format!(
+            "create keyspace {keyspace} with replication = {{'class': 'SimpleStrategy', 'replication_factor': 1}}"
+        )];
+        for udt in &self.types.udts {
+            let fields = udt.fields.iter().map(|(name, ty)| format!("{} {}", quote(name), self.types.cql(ty)));
+            let fields: Vec<_> = fields.collect();
+            statements.push(format!("create type {keyspace}.{} ({})", udt.name, fields.join(", ")));
+        }
+        for table in &self.tables {
+            statements.push(table.create(keyspace, &self.types, table.name != "uncaptured_twin"));
+            if table.shape == Shape::ViewBase {
+                let key = &table.regulars[0];
+                let columns = table.partition_key.iter().chain(table.clustering.iter().map(|(column, _)| column));
+                let names: Vec<_> = [key].into_iter().chain(columns).map(|column| quote(&column.name)).collect();
+                let conditions: Vec<_> = names.iter().map(|name| format!("{name} is not null")).collect();
+                statements.push(format!(
+                    "create materialized view {keyspace}.by_value as select * from {keyspace}.{} where {} primary key ({})",
+                    table.name,
+                    conditions.join(" and "),
+                    names.join(", ")
+                ));
+            }
+        }
+        statements
+    }
+
+    fn next(&mut self) -> Operation {
+        self.clock += self.rng.random_range(0..50);
+        let index = self.rng.random_range(0..self.tables.len());
+        let is_counter = self.tables[index].shape == Shape::Counters;
+        let is_compact = matches!(self.tables[index].shape, Shape::CompactDense | Shape::CompactStatic);
+        match self.rng.random_range(0..100) {
+            0..6 if !is_counter && !is_compact => Operation::Write(self.write_anywhere(index, Context::Conditional)),
+            6..12 => {
+                let kind = if is_counter { BatchType::Counter } else { self.batch_type() };
+                let writes = (0..self.rng.random_range(2..5)).map(|_| {
+                    let index = if is_counter { index } else { self.uncounted() };
+                    self.write_anywhere(index, Context::Batch)
+                });
+                Operation::Batch(kind, writes.collect())
+            }
+            12..15 if !is_counter => Operation::Batch(self.batch_type(), self.one_partition(index)),
+            15..18 => Operation::Batch(self.batch_type(), self.one_mutation()),
+            18..21 => self.list_element(),
+            _ => Operation::Write(self.write_anywhere(index, Context::Single)),
+        }
+    }
+
+    fn alteration(&mut self) -> Vec<String> {
+        loop {
+            let keyspace = &self.options.keyspace;
+            if let Some(statements) = alterations::alter(keyspace, &mut self.types, &mut self.tables, &mut self.rng) {
+                return statements;
+            }
+        }
+    }
+
+    fn batch_type(&mut self) -> BatchType {
+        if self.rng.random() { BatchType::Logged } else { BatchType::Unlogged }
+    }
+
+    fn uncounted(&mut self) -> usize {
+        loop {
+            let index = self.rng.random_range(0..self.tables.len());
+            if self.tables[index].shape != Shape::Counters {
+                return index;
+            }
+        }
+    }
+
+    fn write_anywhere(&mut self, index: usize, context: Context) -> Write {
+        let partition = self.tables[index].partition(&self.types, &mut self.rng);
+        self.write_to(index, &partition, context)
+    }
+
+    fn write_to(&mut self, index: usize, partition: &[Value], context: Context) -> Write {
+        let writer = Writer {
+            keyspace: &self.options.keyspace,
+            types: &self.types,
+            longest_ttl: self.options.longest_ttl,
+            blob_max: self.options.longest_blob,
+            now: self.clock,
+        };
+        writer.write(&mut self.tables[index], partition, context, &mut self.rng)
+    }
+
+    /// Writes that Cassandra merges into one update.
+    fn one_partition(&mut self, index: usize) -> Vec<Write> {
+        let partition = self.tables[index].partition(&self.types, &mut self.rng);
+        (0..self.rng.random_range(2..6)).map(|_| self.write_to(index, &partition, Context::Batch)).collect()
+    }
+
+    /// Writes to tables with equal partition keys, one of them not captured: one mutation of several updates.
+    fn one_mutation(&mut self) -> Vec<Write> {
+        let twins: Vec<usize> = (0..self.tables.len()).filter(|at| self.tables[*at].name.ends_with("twin")).collect();
+        let partition = self.tables[twins[0]].partition(&self.types, &mut self.rng);
+        let writes = (0..self.rng.random_range(2..6)).map(|at| {
+            // An altered twin may have another key by now.
+            let index = twins[at % twins.len()];
+            if self.tables[index].is_twin_of(&self.tables[twins[0]]) {
+                self.write_to(index, &partition, Context::Batch)
+            } else {
+                self.write_anywhere(index, Context::Batch)
+            }
+        });
+        writes.collect()
+    }
+
+    /// Sets or deletes an element of a list by its index.
+    fn list_element(&mut self) -> Operation {
+        let (types, rng) = (&self.types, &mut self.rng);
+        let lists = self.tables.iter_mut().filter_map(|table| {
+            let of_list =
+                |column: &&schema::Column| column.ty.is_multi_cell() && matches!(column.ty, Type::List { .. });
+            let column = table.regulars.iter().find(of_list)?.clone();
+            Some((table, column))
+        });
+        let Some((table, column)) = lists.collect::<Vec<_>>().pop() else {
+            return Operation::Write(self.write_anywhere(0, Context::Single));
+        };
+        let Type::List { element, .. } = &column.ty else { unreachable!("only lists were taken") };
+        let (partition, row) = (table.partition(types, rng), table.row(types, rng));
+        let keys = table.partition_key.iter().chain(table.clustering.iter().map(|(column, _)| column));
+        let keys: Vec<_> = keys.map(|column| format!("{} = ?", quote(&column.name))).collect();
+        let (name, keys) = (quote(&column.name), keys.join(" and "));
+        let full_name = format!("{}.{}", self.options.keyspace, table.name);
+        let index = Value::Bytes(rng.random_range(0..3_i32).to_be_bytes().to_vec());
+        let (cql, mut values) = if rng.random() {
+            let value = Value::Bytes(types.item(element, Place::Element, rng));
+            (format!("update {full_name} set {name}[?] = ? where {keys}"), vec![index, value])
+        } else {
+            (format!("delete {name}[?] from {full_name} where {keys}"), vec![index])
+        };
+        values.extend(partition.into_iter().chain(row));
+        Operation::ListElement(Write { cql, values })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(seed: u64) -> Vec<String> {
+        let keyspace = "k".to_owned();
+        let mut changes = EveryChange::new(Options { seed, keyspace, vectors: true, longest_ttl: 9, longest_blob: 9 });
+        changes.clock = 0;
+        let mut lines = changes.schema();
+        for _ in 0..2_000 {
+            match changes.next() {
+                Operation::Write(write) | Operation::ListElement(write) => {
+                    assert_eq!(unquoted_marks(&write.cql), write.values.len(), "{}", write.cql);
+                    lines.push(format!("{write:?}"));
+                }
+                Operation::Batch(kind, writes) => lines.push(format!("{kind:?} {writes:?}")),
+            }
+            if lines.len() % 50 == 0 {
+                lines.extend(changes.alteration());
+            }
+        }
+        lines
+    }
+
+    fn unquoted_marks(cql: &str) -> usize {
+        cql.split('"').step_by(2).map(|outside| outside.matches('?').count()).sum()
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_statements_every_time_and_another_seed_others() {
+        assert_eq!(digest(7), digest(7));
+        assert_ne!(digest(7), digest(8));
+    }
+}
