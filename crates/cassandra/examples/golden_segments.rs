@@ -113,11 +113,12 @@ async fn make(golden: &Path, name: &str, release: &str, setting: &Setting) -> an
             run(format!("insert into golden.t (id, v) values ({row}, 'row {row}') using timestamp {row}")).await?;
         }
         if sync == SYNCS - 1 {
-            let large: String = (0..).flat_map(|n| format!("{n} ").into_bytes()).map(char::from).take(LARGE).collect();
+            let large: String =
+                (0..).flat_map(|n| format!("{} ", n % 1000).into_bytes()).map(char::from).take(LARGE).collect();
             run(format!("insert into golden.t (id, v) values (-1, '{large}') using timestamp 1000")).await?;
         }
         let before = synced(&directory)?;
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while synced(&directory)? <= before {
             ensure!(Instant::now() < deadline, "no sync");
             tokio::time::sleep(Duration::from_millis(20)).await;

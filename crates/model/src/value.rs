@@ -221,3 +221,81 @@ fn duration(bytes: &[u8]) -> Result<CqlValue, ValueError> {
     let days = narrow(signed_vint(&mut rest)?)?;
     Ok(CqlValue::Duration { months, days, nanoseconds: signed_vint(&mut rest)? })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framed(parts: &[Option<&[u8]>]) -> Vec<u8> {
+        let part = |part: &Option<&[u8]>| match part {
+            None => (-1i32).to_be_bytes().to_vec(),
+            Some(bytes) => [&i32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat(),
+        };
+        parts.iter().flat_map(part).collect()
+    }
+
+    #[test]
+    fn fields_that_an_old_value_lacks_are_null() {
+        let fields = || vec![("a".to_owned(), CqlType::Int), ("b".to_owned(), CqlType::Text)];
+        let udt = CqlType::Udt { keyspace: "k".into(), name: "u".into(), fields: fields(), frozen: true };
+        let one = framed(&[Some(&7i32.to_be_bytes())]);
+        let expected = vec![("a".to_owned(), Some(CqlValue::Int(7))), ("b".to_owned(), None)];
+        assert_eq!(CqlValue::decode(&udt, &one), Ok(CqlValue::Udt(expected)));
+        let tuple = CqlType::Tuple(vec![CqlType::Int, CqlType::Text, CqlType::Int]);
+        let two = framed(&[None, Some(b"")]);
+        let expected = vec![None, Some(CqlValue::Text(String::new())), None];
+        assert_eq!(CqlValue::decode(&tuple, &two), Ok(CqlValue::Tuple(expected)));
+    }
+
+    #[test]
+    fn frozen_types_nest() {
+        let list = |element| CqlType::List { element: Box::new(element), frozen: true };
+        let set = CqlType::Set { element: Box::new(CqlType::SmallInt), frozen: true };
+        let map = CqlType::Map { key: Box::new(CqlType::Text), value: Box::new(list(set)), frozen: true };
+        let counted = |n: i32, parts: &[Option<&[u8]>]| [&n.to_be_bytes()[..], &framed(parts)].concat();
+        let set = counted(1, &[Some(&[0xff, 0xfe])]);
+        let list = counted(2, &[Some(&set), None]);
+        let bytes = counted(1, &[Some(b"key"), Some(&list)]);
+        let inner = CqlValue::List(vec![Some(CqlValue::Set(vec![CqlValue::SmallInt(-2)])), None]);
+        assert_eq!(
+            CqlValue::decode(&map, &bytes),
+            Ok(CqlValue::Map(vec![(CqlValue::Text("key".into()), Some(inner))]))
+        );
+        for end in 1..bytes.len() {
+            assert!(CqlValue::decode(&map, &bytes[..end]).is_err(), "cut at {end}");
+        }
+        assert!(CqlValue::decode(&map, &i32::MAX.to_be_bytes()).is_err(), "a count that lies");
+    }
+
+    #[test]
+    fn the_ends_of_scalar_types_are_read() {
+        use CqlType as T;
+        let big = |bytes: &[u8]| BigInt::from_signed_bytes_be(bytes);
+        let months = 2_147_483_647;
+        let cases: Vec<(T, &[u8], CqlValue)> = vec![
+            (T::Date, &[0x00, 0, 0, 0], CqlValue::Date(-(1 << 31))),
+            (T::Date, &[0x80, 0, 0, 0], CqlValue::Date(0)),
+            (T::TinyInt, &[0x80], CqlValue::TinyInt(-128)),
+            (T::Boolean, &[0x02], CqlValue::Boolean(true)),
+            (T::Varint, &[0x80, 0, 0], CqlValue::Varint(BigInt::from(-8_388_608))),
+            (T::Decimal, &[0xff, 0xff, 0xff, 0xfd, 0x0c], CqlValue::Decimal { unscaled: big(&[12]), scale: -3 }),
+            (T::Inet, &[127, 0, 0, 1], CqlValue::Inet([127, 0, 0, 1].into())),
+            (T::Duration, &[0x01, 0x03, 0x05], CqlValue::Duration { months: -1, days: -2, nanoseconds: -3 }),
+            (
+                T::Duration,
+                &[0xf0, 0xff, 0xff, 0xff, 0xfe, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe],
+                CqlValue::Duration { months, days: 0, nanoseconds: i64::MAX },
+            ),
+            (T::Int, &[], CqlValue::Empty),
+            (T::Blob, &[], CqlValue::Blob(Bytes::new())),
+            (T::Empty, &[], CqlValue::Empty),
+        ];
+        for (ty, bytes, value) in cases {
+            assert_eq!(CqlValue::decode(&ty, bytes), Ok(value), "{ty:?}");
+        }
+        for (ty, bytes) in [(T::Int, &[1u8, 2][..]), (T::Inet, &[1, 2, 3]), (T::Decimal, &[1]), (T::Duration, &[0xff])]
+        {
+            assert!(CqlValue::decode(&ty, bytes).is_err(), "{ty:?}");
+        }
+    }
+}

@@ -274,3 +274,189 @@ fn a_schema_that_changed_is_looked_at_again() {
     decoder.decode(Format::V7, &payload, at, &tables, &|_| true, &mut out).unwrap();
     assert_eq!(out.len(), 1);
 }
+
+/// A mutation of a table `ks.one` with partition key `k int` and these clustering and other columns.
+fn of_one(clustering: &[(&str, CqlType)], columns: &[Column], update: &[u8]) -> Result<Vec<Change>, DecodeError> {
+    let key = |(name, ty): &(&str, CqlType)| KeyColumn { name: (*name).to_owned(), ty: ty.clone(), reversed: false };
+    let table = TableSchema {
+        id: id(9),
+        keyspace: "ks".into(),
+        name: "one".into(),
+        partition_key: vec![key(&("k", CqlType::Int))],
+        clustering: clustering.iter().map(key).collect(),
+        columns: columns.to_vec(),
+        cdc: true,
+        gc_grace_seconds: 0,
+    };
+    let payload = mutation(&[[id(9).0.as_bytes(), &sized(&7i32.to_be_bytes())[..], update].concat()]);
+    let mut out = Vec::new();
+    Decoder::new().decode(Format::V8, &payload, provenance(), &Tables::of([table]), &|_| true, &mut out).map(|_| out)
+}
+
+fn column(name: &str, ty: CqlType, kind: ColumnKind, dropped: Option<i64>) -> Column {
+    Column { name: name.into(), ty, kind, dropped }
+}
+
+#[test]
+fn a_partition_deletion_a_static_row_and_rows_come_out_of_one_update() {
+    let columns =
+        [column("s", CqlType::Text, ColumnKind::Static, None), column("r", CqlType::Int, ColumnKind::Regular, None)];
+    let header = [&[0x1c, 0, 0, 0][..], &names(&["s"]), &names(&["r"])].concat();
+    let deletion = [time(3), local(1_700_000_000)].concat();
+    let statics = [&[0xa0, 0x01][..], &[0x00], &time(4), &sized(b"st")].concat();
+    // Row one only deletes itself, shadowably; row two has neither marker nor cell.
+    let deleted = [&[0x90, 0x02][..], &[0], &[0, 0, 0, 1], &time(5), &local(1_700_000_001), &[1]].concat();
+    let nothing = [&[0x00][..], &[0], &[0, 0, 0, 2], &[1]].concat();
+    let body = [header, deletion, statics, vec![2], deleted, nothing, vec![1]].concat();
+    let changes = of_one(&[("c", CqlType::Int)], &columns, &body).unwrap();
+    let [partition, statics, row] = &changes[..] else { panic!("{changes:?}") };
+    let deletion = |time, local| DeletionTime { time: WriteTime(time), local: LocalTime(local) };
+    assert_eq!(partition.body, ChangeBody::DeletePartition(deletion(3, 1_700_000_000)));
+    let ChangeBody::Static(statics) = &statics.body else { panic!("{statics:?}") };
+    assert_eq!(statics.columns.len(), 1);
+    let ChangeBody::Row { row, .. } = &row.body else { panic!("{row:?}") };
+    assert_eq!((row.deletion, row.columns.len()), (Some(deletion(5, 1_700_000_001)), 0));
+}
+
+#[test]
+fn counter_contexts_are_kept_whole_and_their_tombstones_are_tombstones() {
+    let counter = [column("n", CqlType::Counter, ColumnKind::Regular, None)];
+    let shard = |id: u8, clock: i64, count: i64| [&[id; 16][..], &clock.to_be_bytes(), &count.to_be_bytes()].concat();
+    let shards = [shard(1, 10, 5), shard(2, 20, -3), shard(3, 30, 40)].concat();
+    // One global and one local shard; the negative number of them says that local ones are to be cleared.
+    let entries = [i16::MIN.to_be_bytes(), 1i16.to_be_bytes()].concat();
+    for header in [2i16, -2] {
+        let context = [&header.to_be_bytes()[..], &entries, &shards].concat();
+        let cell = [&[0x20, 0x00][..], &time(9), &sized(&context)].concat();
+        let body = [&[0x10, 0, 0, 0][..], &names(&["n"]), &[1], &cell, &[1]].concat();
+        let changes = of_one(&[], &counter, &body).unwrap();
+        let ChangeBody::Row { row, .. } = &changes[0].body else { panic!("a row") };
+        let [(_, ColumnState::Simple(cell))] = &row.columns[..] else { panic!("{row:?}") };
+        assert_eq!(cell.value, CellValue::Counter(context.into()));
+        let visible = row.visible(LocalTime(0)).unwrap();
+        assert_eq!(visible[0].1, cdc_model::VisibleColumn::Counter(42));
+    }
+    let tombstone = [&[0x20, 0x05][..], &time(9), &local(1_700_000_000)].concat();
+    let body = [&[0x10, 0, 0, 0][..], &names(&["n"]), &[1], &tombstone, &[1]].concat();
+    let changes = of_one(&[], &counter, &body).unwrap();
+    let ChangeBody::Row { row, .. } = &changes[0].body else { panic!("a row") };
+    let expected = cdc_model::Cell::tombstone(WriteTime(9), LocalTime(1_700_000_000));
+    assert_eq!(row.columns[0].1, ColumnState::Simple(expected));
+}
+
+#[test]
+fn cells_from_before_a_drop_stay_dropped_when_the_column_is_added_again_with_another_type() {
+    let columns = [
+        column("a", CqlType::Blob, ColumnKind::Regular, None),
+        column("a", CqlType::Text, ColumnKind::Regular, Some(1000)),
+    ];
+    for (written, kept) in [(999, false), (1000, false), (1001, true)] {
+        let cell = [&[0x20, 0x00][..], &time(written), &sized(b"x")].concat();
+        let body = [&[0x10, 0, 0, 0][..], &names(&["a"]), &[1], &cell, &[1]].concat();
+        let changes = of_one(&[], &columns, &body).unwrap();
+        let named = changes.iter().filter_map(|change| match &change.body {
+            ChangeBody::Row { row, .. } => row.columns.first().map(|(id, _)| change.table.column(*id).ty.clone()),
+            _ => None,
+        });
+        assert_eq!(named.collect::<Vec<_>>(), if kept { vec![CqlType::Blob] } else { vec![] }, "written at {written}");
+    }
+}
+
+#[test]
+fn rows_of_many_cells_and_values_of_many_bytes_are_decoded() {
+    let map = CqlType::Map { key: Box::new(CqlType::Int), value: Box::new(CqlType::Blob), frozen: false };
+    let columns =
+        [column("big", CqlType::Blob, ColumnKind::Regular, None), column("m", map, ColumnKind::Regular, None)];
+    let big = vec![0xab; 9 << 20];
+    let mut row = [&[0x24][..], &time(5), &[0x08], &sized(&big), &uvint(200_000)].concat();
+    for path in 0..200_000i32 {
+        row.extend([&[0x08][..], &sized(&path.to_be_bytes()), &sized(&[])].concat());
+    }
+    let body = [&[0x10, 0, 0, 0][..], &names(&["big", "m"]), &[1], &row, &[1]].concat();
+    let changes = of_one(&[], &columns, &body).unwrap();
+    let ChangeBody::Row { row, .. } = &changes[0].body else { panic!("a row") };
+    let [(_, ColumnState::Simple(cell)), (_, ColumnState::Complex(complex))] = &row.columns[..] else {
+        panic!("two columns")
+    };
+    assert_eq!(cell.value, CellValue::Live(big.into()));
+    assert_eq!(complex.cells.len(), 200_000);
+    assert!(complex.cells.is_sorted_by(|a, b| a.0 < b.0));
+}
+
+#[test]
+fn values_of_classes_and_vectors_have_the_length_their_type_says() {
+    let class = |name: &str| CqlType::Custom(format!("org.apache.cassandra.db.marshal.{name}"));
+    let vector = |element, dimension| CqlType::Vector { element: Box::new(element), dimension };
+    let sixteen = [0x11; 16];
+    let cases: [(CqlType, Vec<u8>); 6] = [
+        (class("LexicalUUIDType"), sixteen.to_vec()),
+        (class("DynamicCompositeType(a=>org.apache.cassandra.db.marshal.BytesType)"), sized(b"any")),
+        (vector(CqlType::Float, 4), sixteen.to_vec()),
+        (vector(vector(CqlType::Int, 2), 2), sixteen.to_vec()),
+        (vector(CqlType::Text, 2), sized(b"\x01a\x00")),
+        (vector(CqlType::SmallInt, 1), sized(b"\x02\x00\x07")),
+    ];
+    for (ty, value) in cases {
+        let columns = [column("v", ty.clone(), ColumnKind::Regular, None)];
+        let cell = [&[0x20, 0x00][..], &time(9), &value].concat();
+        let body = [&[0x10, 0, 0, 0][..], &names(&["v"]), &[1], &cell, &[1]].concat();
+        let changes = of_one(&[], &columns, &body).unwrap();
+        let ChangeBody::Row { row, .. } = &changes[0].body else { panic!("a row") };
+        let ColumnState::Simple(cell) = &row.columns[0].1 else { panic!("a cell") };
+        let CellValue::Live(bytes) = &cell.value else { panic!("a value") };
+        assert!(value.ends_with(bytes) && bytes.len() + 1 >= value.len(), "{ty:?}");
+        assert!(cdc_model::CqlValue::decode(&ty, bytes).is_ok(), "{ty:?}");
+    }
+}
+
+#[test]
+fn every_kind_of_range_bound_is_read_and_a_bound_that_does_not_fit_is_refused() {
+    let table = |markers: &[u8]| {
+        let body = [&[0x10, 0, 0, 0][..], &names(&[]), &[1], markers, &[1]].concat();
+        of_one(&[("c", CqlType::Int), ("d", CqlType::Text)], &[], &body)
+    };
+    let deletion = |at| [time(at), local(1_700_000_000)].concat();
+    let at = |kind: u8, values: &[&[u8]], deletions: &[u8]| {
+        let size = u16::try_from(values.len()).unwrap().to_be_bytes();
+        let bitmap = if values.is_empty() { vec![] } else { vec![0] };
+        let second = values.get(1).map(|value| sized(value)).unwrap_or_default();
+        let first = values.first().map(|value| value.to_vec()).unwrap_or_default();
+        [&[0x02, kind][..], &size, &bitmap, &first, &second, deletions].concat()
+    };
+    let one: &[&[u8]] = &[&[0, 0, 0, 1]];
+    let two: &[&[u8]] = &[&[0, 0, 0, 2], b"x"];
+    // Open, boundary that ends inclusively, boundary that ends exclusively, end: three ranges side by side.
+    let both = |a, b| [deletion(a), deletion(b)].concat();
+    let markers = [
+        at(1, &[], &deletion(1)),
+        at(5, one, &both(1, 2)),
+        at(2, two, &both(2, 3)),
+        at(6, &[], &deletion(3)),
+        at(7, two, &deletion(4)),
+        at(0, two, &deletion(4)),
+    ];
+    let changes = table(&markers.concat()).unwrap();
+    let shown = changes.iter().map(|change| {
+        let ChangeBody::DeleteRange(range) = &change.body else { panic!("{change:?}") };
+        let bound = |bound: &cdc_model::Bound| (bound.prefix.len(), bound.inclusive);
+        (bound(&range.start), bound(&range.end), range.deletion.time.0)
+    });
+    assert_eq!(
+        shown.collect::<Vec<_>>(),
+        [
+            ((0, true), (1, true), 1),
+            ((1, false), (2, false), 2),
+            ((2, true), (0, true), 3),
+            ((2, false), (2, false), 4)
+        ]
+    );
+    for wrong in [
+        at(1, &[], &deletion(1)),
+        at(6, one, &deletion(1)),
+        [at(1, one, &deletion(1)), at(1, two, &deletion(2)), at(6, &[], &deletion(2))].concat(),
+        at(3, one, &deletion(1)),
+        at(8, one, &deletion(1)),
+    ] {
+        assert!(matches!(table(&wrong), Err(DecodeError::Malformed { .. })));
+    }
+}

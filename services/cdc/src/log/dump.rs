@@ -234,7 +234,7 @@ fn stop_signal() -> io::Result<Receiver<()>> {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
         });
         // Nobody listens any more: the process is about to end anyway.
-        drop(sender.send(()));
+        sender.send(()).ok();
     });
     Ok(receiver)
 }
