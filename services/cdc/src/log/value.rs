@@ -130,7 +130,10 @@ fn write_digits(out: &mut Vec<u8>, digits: &str, scale: i64) {
         put!(out, "{digits}");
     } else if scale > 0 && exponent >= -6 {
         match usize::try_from(length - scale).ok().filter(|point| *point > 0) {
-            Some(point) => put!(out, "{}.{}", &digits[..point], &digits[point..]),
+            Some(point) => {
+                let (whole, rest) = digits.split_at(point);
+                put!(out, "{whole}.{rest}");
+            }
             None => put!(out, "0.{:0>width$}", digits, width = usize::try_from(scale).expect("positive")),
         }
     } else {
