@@ -29,10 +29,10 @@ struct Golden {
 impl Golden {
     fn load(name: &str) -> Self {
         let files = Files::new();
-        let rows: Value = serde_json::from_slice(&unpack(&format!("{name}.schema.json.gz"))).unwrap();
-        let segment = files.path(rows["segment"].as_str().unwrap());
+        let rows: Value = serde_json::from_slice(&unpack(&format!("{name}.schema.json.gz"))).expect("a golden file");
+        let segment = files.path(rows["segment"].as_str().expect("a golden file"));
         let written = unpack(&format!("{name}.log.gz"));
-        std::fs::write(files.path("schema.json"), schema_file(&rows).to_string()).unwrap();
+        std::fs::write(files.path("schema.json"), schema_file(&rows).to_string()).expect("a golden file");
         let golden = Self { files, segment, written };
         golden.save(&golden.written);
         golden
@@ -42,12 +42,12 @@ impl Golden {
     fn save(&self, bytes: &[u8]) {
         let mut bytes = bytes.to_vec();
         bytes.resize(LENGTH, 0);
-        std::fs::write(&self.segment, bytes).unwrap();
+        std::fs::write(&self.segment, bytes).expect("a golden file");
     }
 
     /// Writes the next piece as Cassandra does: entries in place, then the markers of the sections that are complete.
     fn grow(&self, from: usize, to: usize) {
-        let file = File::options().write(true).open(&self.segment).unwrap();
+        let file = File::options().write(true).open(&self.segment).expect("a golden file");
         let mut piece = self.written[from..to].to_vec();
         let mut complete = Vec::new();
         // Behind the header of a plain segment; a marker says where the next one is.
@@ -56,7 +56,7 @@ impl Golden {
             for at in (marker..marker + 8).filter(|at| *at >= from) {
                 piece[at - from] = 0;
             }
-            let next = u32::from_be_bytes(self.written[marker..marker + 4].try_into().unwrap()) as usize;
+            let next = u32::from_be_bytes(self.written[marker..marker + 4].try_into().expect("a golden file")) as usize;
             if next > from && next <= to {
                 complete.push(marker);
             }
@@ -65,9 +65,9 @@ impl Golden {
             }
             marker = next;
         }
-        file.write_all_at(&piece, from as u64).unwrap();
+        file.write_all_at(&piece, from as u64).expect("a golden file");
         for marker in complete {
-            file.write_all_at(&self.written[marker..marker + 8], marker as u64).unwrap();
+            file.write_all_at(&self.written[marker..marker + 8], marker as u64).expect("a golden file");
         }
     }
 
@@ -78,11 +78,11 @@ impl Golden {
     }
 
     fn segment(&self) -> &str {
-        self.segment.to_str().unwrap()
+        self.segment.to_str().expect("a golden file")
     }
 
     fn schema(&self) -> String {
-        self.files.path("schema.json").to_str().unwrap().to_owned()
+        self.files.path("schema.json").to_str().expect("a golden file").to_owned()
     }
 
     fn dump(&self, args: &[&str]) -> Said {
@@ -100,7 +100,9 @@ fn golden_folder() -> PathBuf {
 
 fn unpack(name: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
-    flate2::read::GzDecoder::new(File::open(golden_folder().join(name)).unwrap()).read_to_end(&mut bytes).unwrap();
+    flate2::read::GzDecoder::new(File::open(golden_folder().join(name)).expect("a golden file"))
+        .read_to_end(&mut bytes)
+        .expect("a golden file");
     bytes
 }
 
@@ -114,22 +116,22 @@ fn schema_file(rows: &Value) -> Value {
             "keyspace": row["keyspace_name"], "name": row[name], "column": column, "written_us": written_us, "is": is,
         }));
     };
-    for row in rows["tables"].as_array().unwrap() {
+    for row in rows["tables"].as_array().expect("a golden file") {
         let is = json!({"id": row["id"], "cdc": row["cdc"], "gc_grace_seconds": row["gc_grace_seconds"]});
         push(row, "table_name", Value::Null, json!({"table": is}));
     }
-    for row in rows["columns"].as_array().unwrap() {
+    for row in rows["columns"].as_array().expect("a golden file") {
         let reversed = row["clustering_order"] == "desc";
         let is = json!({"kind": row["kind"], "position": row["position"], "reversed": reversed, "type": row["type"]});
         push(row, "table_name", row["column_name"].clone(), json!({"column": is}));
     }
-    for row in rows["dropped_columns"].as_array().unwrap() {
-        let dropped = row["dropped_time_ms"].as_i64().unwrap().saturating_mul(1000);
+    for row in rows["dropped_columns"].as_array().expect("a golden file") {
+        let dropped = row["dropped_time_ms"].as_i64().expect("a golden file").saturating_mul(1000);
         let is = json!({"kind": row["kind"], "type": row["type"], "dropped_us": dropped});
         push(row, "table_name", row["column_name"].clone(), json!({"dropped_column": is}));
     }
-    for row in rows["types"].as_array().unwrap() {
-        let [names, types] = ["field_names", "field_types"].map(|part| row[part].as_array().unwrap());
+    for row in rows["types"].as_array().expect("a golden file") {
+        let [names, types] = ["field_names", "field_types"].map(|part| row[part].as_array().expect("a golden file"));
         let fields: Vec<_> = names.iter().zip(types).collect();
         push(row, "type_name", Value::Null, json!({"type": {"fields": fields}}));
     }
@@ -356,7 +358,7 @@ fn stat_counts_without_showing_a_value() {
 }
 
 fn position(line: &str) -> usize {
-    usize::try_from(parse(line)["position"].as_u64().unwrap()).unwrap()
+    usize::try_from(parse(line)["position"].as_u64().expect("a position")).expect("a position")
 }
 
 fn dump_lines(golden: &Golden) -> Vec<String> {
@@ -372,8 +374,8 @@ struct Following {
 impl Following {
     fn start(args: &[&str]) -> Self {
         let mut dump = cdc(&[&["log", "dump", "--follow"], args].concat());
-        let mut process = dump.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let out = BufReader::new(process.stdout.take().unwrap());
+        let mut process = dump.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a running dump");
+        let out = BufReader::new(process.stdout.take().expect("a running dump"));
         let (sender, lines) = channel();
         std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
         Self { process, lines }
@@ -388,14 +390,14 @@ impl Following {
     /// As Ctrl-C does.
     fn interrupt(mut self) -> Said {
         let pid = rustix::process::Pid::from_child(&self.process);
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("a running dump");
         let started = Instant::now();
-        while self.process.try_wait().unwrap().is_none() {
+        while self.process.try_wait().expect("a running dump").is_none() {
             assert!(started.elapsed() < SOON, "does not stop");
             std::thread::yield_now();
         }
-        let output = self.process.wait_with_output().unwrap();
-        let err = String::from_utf8(output.stderr).unwrap();
+        let output = self.process.wait_with_output().expect("a running dump");
+        let err = String::from_utf8(output.stderr).expect("a running dump");
         Said { code: output.status.code(), out: self.lines.iter().collect(), err }
     }
 }
