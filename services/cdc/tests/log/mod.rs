@@ -94,10 +94,13 @@ impl Golden {
     }
 }
 
+fn golden_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/commitlog/tests/golden")
+}
+
 fn unpack(name: &str) -> Vec<u8> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/commitlog/tests/golden");
     let mut bytes = Vec::new();
-    flate2::read::GzDecoder::new(File::open(folder.join(name)).unwrap()).read_to_end(&mut bytes).unwrap();
+    flate2::read::GzDecoder::new(File::open(golden_folder().join(name)).unwrap()).read_to_end(&mut bytes).unwrap();
     bytes
 }
 
@@ -264,6 +267,51 @@ fn what_is_no_readable_segment_is_refused_with_a_reason() {
     let said = golden.dump(&["--schema", &path("schema.json")]);
     assert_eq!(said.code, Some(CONFIG));
     assert!(said.err.contains("make one with `cdc log schema --contact-point HOST`"), "{}", said.err);
+}
+
+#[test]
+fn an_encrypted_segment_is_read_with_cassandras_keystore() {
+    let files = Files::new();
+    let mut archive = flate2::read::GzDecoder::new(File::open(golden_folder().join("jceks-4.1.log.gz")).unwrap());
+    let mut bytes = Vec::new();
+    archive.read_to_end(&mut bytes).unwrap();
+    let name = String::from_utf8(archive.header().unwrap().filename().unwrap().to_vec()).unwrap();
+    let segment = files.path(&name);
+    std::fs::write(&segment, bytes).unwrap();
+    let row = |name: &str, kind: &str, ty: &str| {
+        let is = json!({"column": {"kind": kind, "position": 0, "reversed": false, "type": ty}});
+        json!({"keyspace": "golden", "name": "t", "column": name, "is": is})
+    };
+    let id = json!({"table": {"id": "5ea51de5-0000-4000-8000-000000000001", "cdc": true, "gc_grace_seconds": 864_000}});
+    let table = json!({"keyspace": "golden", "name": "t", "is": id});
+    let schema = json!({"version": 1, "rows": [table, row("id", "partition_key", "int"), row("v", "regular", "text")]});
+    std::fs::write(files.path("schema.json"), schema.to_string()).unwrap();
+    let dump = |args: &[&str], password: Option<&str>| {
+        let schema = files.path("schema.json");
+        let mut command = cdc(&["log", "dump", "--table", "golden.t", "--schema", schema.to_str().unwrap()]);
+        command.arg(&segment).args(args).env_remove("CDC_KEYSTORE_PASSWORD");
+        said(command.envs(password.map(|password| ("CDC_KEYSTORE_PASSWORD", password))))
+    };
+    let keystore = golden_folder().join("jceks-4.1.keystore");
+    let keystore = ["--keystore", keystore.to_str().unwrap()];
+
+    let without = dump(&[], None);
+    assert_eq!((without.code, without.out.as_str()), (Some(FAILURE), ""), "{}", without.err);
+    assert!(without.err.contains("it is encrypted") && without.err.contains("--keystore FILE"), "{}", without.err);
+    let wrong = dump(&keystore, Some("hunter2"));
+    assert!(wrong.code == Some(CONFIG) && !wrong.err.contains("hunter2"), "{}", wrong.err);
+    let unsaid = dump(&keystore, None);
+    assert!(unsaid.code == Some(CONFIG) && unsaid.err.contains("set CDC_KEYSTORE_PASSWORD"), "{}", unsaid.err);
+    std::fs::write(files.path("password"), "cassandra\n").unwrap();
+    let file = files.path("password");
+    for said in [
+        dump(&keystore, Some("cassandra")),
+        dump(&[&keystore[..], &["--keystore-password-file", file.to_str().unwrap()]].concat(), None),
+    ] {
+        assert_eq!(said.code, Some(OK), "{}", said.err);
+        assert_eq!(said.out.lines().count(), 61);
+        assert!(said.out.contains(r#""partition_key":{"id":7},"#) && said.out.contains(r#""value":"row 7""#));
+    }
 }
 
 #[test]
