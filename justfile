@@ -16,6 +16,10 @@ demo *ARGS:
 bench NAME *ARGS:
     scripts/bench {{NAME}} {{ARGS}}
 
+# Fuzz the commit-log reader: `just fuzz mutation --seconds 600`.
+fuzz *ARGS:
+    scripts/fuzz {{ARGS}}
+
 # Format everything.
 fmt:
     cargo fmt --all

@@ -2,6 +2,7 @@
 //! absolute figures say more about the machine.
 
 mod capture;
+mod decode;
 mod report;
 
 use clap::{Parser, Subcommand};
@@ -17,10 +18,13 @@ struct Arguments {
 enum Bench {
     /// Drains a backlog of rows from the commit log into Kafka; compared with a bare producer of the same records
     Capture(capture::Options),
+    /// Decodes segments of several shapes; compared with Cassandra's own reader of the same segments
+    Decode(decode::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().bench {
         Bench::Capture(options) => capture::run(&options),
+        Bench::Decode(options) => decode::run(&options),
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 #[derive(Serialize)]
 pub(crate) struct Figure {
-    metric: &'static str,
+    metric: String,
     value: f64,
     unit: &'static str,
     conditions: String,
@@ -24,18 +24,23 @@ impl Report {
         Self { name, conditions, figures: Vec::new() }
     }
 
-    pub(crate) fn add(&mut self, metric: &'static str, value: f64, unit: &'static str) {
-        self.figures.push(Figure { metric, value, unit, conditions: self.conditions.clone() });
+    pub(crate) fn add(&mut self, metric: impl Into<String>, value: f64, unit: &'static str) {
+        self.figures.push(Figure { metric: metric.into(), value, unit, conditions: self.conditions.clone() });
     }
 
     /// Prints the table and writes `target/bench/NAME.json`, a list of `{metric, value, unit, conditions}`.
-    #[expect(clippy::print_stdout, reason = "the result")]
     pub(crate) fn finish(self) -> anyhow::Result<()> {
         let mut table = comfy_table::Table::new();
         table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED).set_header(["metric", "value", "unit"]);
         for figure in &self.figures {
-            table.add_row([figure.metric.to_owned(), rounded(figure.value), figure.unit.to_owned()]);
+            table.add_row([figure.metric.clone(), rounded(figure.value), figure.unit.to_owned()]);
         }
+        self.finish_as(&table)
+    }
+
+    /// The same with a table of its own.
+    #[expect(clippy::print_stdout, reason = "the result")]
+    pub(crate) fn finish_as(self, table: &comfy_table::Table) -> anyhow::Result<()> {
         println!("{}: {}\n{table}", self.name, self.conditions);
         let folder = Path::new("target/bench");
         fs::create_dir_all(folder).context("create target/bench")?;

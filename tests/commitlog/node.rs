@@ -26,8 +26,7 @@ pub(crate) struct Combination {
 }
 
 /// Its password, and that of its key, is [`KEYSTORE_PASSWORD`].
-const KEYSTORE: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../../crates/commitlog/tests/golden/jceks-4.1.keystore");
+const KEYSTORE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crates/commitlog/tests/golden/jceks-4.1.keystore");
 const KEYSTORE_PASSWORD: &str = "cassandra";
 
 /// Between two phases the schema changes; within one it does not, so that one snapshot of it tells Cassandra's reader,
@@ -68,9 +67,9 @@ pub(crate) fn write(combination: &Combination, seeds: &[u64], folder: &Path) -> 
                  key_password: {KEYSTORE_PASSWORD}}}]}}]}}"
             ),
         ),
-        Disk::Direct => builder
-            .setting("storage_compatibility_mode", "NONE")
-            .setting("commitlog_disk_access_mode", "direct"),
+        Disk::Direct => {
+            builder.setting("storage_compatibility_mode", "NONE").setting("commitlog_disk_access_mode", "direct")
+        }
     };
     let cassandra = builder.start().unwrap();
     let schemas = (0..PHASES).map(|phase| folder.join(format!("schema-{phase}.json"))).collect();
@@ -112,7 +111,9 @@ impl Written {
         let session = every_change::connect(&self.cassandra.contact_points()).await?;
         let replication = "{'class': 'SimpleStrategy', 'replication_factor': 1}";
         session.query_unpaged(format!("create keyspace equality with replication = {replication}"), ()).await?;
-        session.query_unpaged(format!("create table {MARKER_TABLE} (phase int primary key) with cdc = true"), ()).await?;
+        session
+            .query_unpaged(format!("create table {MARKER_TABLE} (phase int primary key) with cdc = true"), ())
+            .await?;
         let options = |seed: &u64| Options {
             seed: *seed,
             keyspace: format!("seed_{seed}"),

@@ -3,13 +3,11 @@
 pub mod checks;
 mod config;
 mod error;
-mod registry;
 mod schema;
 mod session;
 mod settings;
 
 pub use config::CassandraConfig;
 pub use error::CassandraError;
-pub use registry::SchemaRegistry;
 pub use session::Cassandra;
 pub use settings::Settings;

@@ -15,7 +15,7 @@ pub(crate) async fn load(cassandra: &Cassandra) -> Result<SchemaFile, CassandraE
     let mut rows = Vec::new();
     let mut push = |keyspace, name, column, written: Option<i64>, definition| {
         let written_us = written.unwrap_or(SchemaFile::BEFORE_ANY_LOG);
-        rows.push(SchemaRow { keyspace, name, column, written_us, definition });
+        rows.push(SchemaRow { keyspace, name, column, table: None, written_us, definition });
     };
     let types: Vec<(String, String, Vec<String>, Vec<String>, Option<i64>)> = cassandra
         .rows(

@@ -7,6 +7,7 @@ use std::time::Duration;
 use cdc_commitlog::SchemaFile;
 use cdc_model::{NodeId, TableSchema};
 use cdc_runtime::Lifecycle;
+use futures::future::BoxFuture;
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use scylla::deserialize::row::DeserializeRow;
@@ -45,8 +46,7 @@ impl Cassandra {
     pub async fn connect(config: &CassandraConfig) -> Result<Self, CassandraError> {
         let contact_point = config.contact_points.first().cloned().unwrap_or_default();
         let timeout = Duration::from_millis(config.connect_timeout_ms);
-        // Boxed: the driver's future is large.
-        match tokio::time::timeout(timeout, Box::pin(Self::attempt(config))).await {
+        match tokio::time::timeout(timeout, Self::attempt(config)).await {
             Ok(result) => result,
             Err(_) => Err(CassandraError::Timeout { contact_point, timeout }),
         }
@@ -75,35 +75,37 @@ impl Cassandra {
         lifecycle.soft().run_until_cancelled(attempts).await
     }
 
-    async fn attempt(config: &CassandraConfig) -> Result<Self, CassandraError> {
-        let contact_point = config.contact_points.first().cloned().unwrap_or_default();
-        let Some((host, port)) = config.own_node() else { return Err(CassandraError::ContactPoint(contact_point)) };
-        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port))
-            .await
-            .map_err(|source| CassandraError::Resolve { host: host.to_owned(), source })?
-            .collect();
-        let only_own = AllowListHostFilter::new(addresses.iter().copied())
-            .map_err(|source| CassandraError::Resolve { host: host.to_owned(), source })?;
-        let mut builder = SessionBuilder::new()
-            .known_nodes_addr(&addresses)
-            .host_filter(Arc::new(only_own))
-            .connection_timeout(Duration::from_millis(config.connect_timeout_ms))
-            .fetch_schema_metadata(false);
-        if let (Some(username), Some(password)) = (&config.username, &config.password) {
-            builder = builder.user(username, password.expose());
-        }
-        let session = builder
-            .build()
-            .await
-            .map_err(|source| CassandraError::Connect { contact_point, source: Box::new(source) })?;
-        let session = Arc::new(session);
-        let table = "system.local";
-        let local: Vec<(Uuid, String, String)> =
-            rows(&session, table, "select host_id, release_version, cluster_name from system.local").await?;
-        let (host_id, release_version, cluster_name) =
-            local.into_iter().next().ok_or(CassandraError::NoRow { table })?;
-        info!(%host_id, release_version, cluster_name, "connected to Cassandra");
-        Ok(Self { session, host_id: NodeId(host_id), release_version, cluster_name })
+    fn attempt(config: &CassandraConfig) -> BoxFuture<'_, Result<Self, CassandraError>> {
+        Box::pin(async move {
+            let contact_point = config.contact_points.first().cloned().unwrap_or_default();
+            let Some((host, port)) = config.own_node() else { return Err(CassandraError::ContactPoint(contact_point)) };
+            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port))
+                .await
+                .map_err(|source| CassandraError::Resolve { host: host.to_owned(), source })?
+                .collect();
+            let only_own = AllowListHostFilter::new(addresses.iter().copied())
+                .map_err(|source| CassandraError::Resolve { host: host.to_owned(), source })?;
+            let mut builder = SessionBuilder::new()
+                .known_nodes_addr(&addresses)
+                .host_filter(Arc::new(only_own))
+                .connection_timeout(Duration::from_millis(config.connect_timeout_ms))
+                .fetch_schema_metadata(false);
+            if let (Some(username), Some(password)) = (&config.username, &config.password) {
+                builder = builder.user(username, password.expose());
+            }
+            let session = builder
+                .build()
+                .await
+                .map_err(|source| CassandraError::Connect { contact_point, source: Box::new(source) })?;
+            let session = Arc::new(session);
+            let table = "system.local";
+            let local: Vec<(Uuid, String, String)> =
+                rows(&session, table, "select host_id, release_version, cluster_name from system.local").await?;
+            let (host_id, release_version, cluster_name) =
+                local.into_iter().next().ok_or(CassandraError::NoRow { table })?;
+            info!(%host_id, release_version, cluster_name, "connected to Cassandra");
+            Ok(Self { session, host_id: NodeId(host_id), release_version, cluster_name })
+        })
     }
 
     /// Of the node connected to.
@@ -129,10 +131,12 @@ impl Cassandra {
     ///
     /// # Errors
     /// If the node does not answer.
-    pub async fn settings(&self) -> Result<Settings, CassandraError> {
-        let settings: Vec<(String, Option<String>)> =
-            self.rows("system_views.settings", "select name, value from system_views.settings").await?;
-        Ok(Settings(settings.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()))
+    pub fn settings(&self) -> BoxFuture<'_, Result<Settings, CassandraError>> {
+        Box::pin(async move {
+            let settings: Vec<(String, Option<String>)> =
+                self.rows("system_views.settings", "select name, value from system_views.settings").await?;
+            Ok(Settings(settings.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()))
+        })
     }
 
     /// All tables and views of all keyspaces, with dropped columns; what a commit log can contain. Those that cannot be
@@ -152,8 +156,18 @@ impl Cassandra {
     ///
     /// # Errors
     /// If the node does not answer.
-    pub async fn load_schema_file(&self) -> Result<SchemaFile, CassandraError> {
-        schema::load(self).await
+    pub fn load_schema_file(&self) -> BoxFuture<'_, Result<SchemaFile, CassandraError>> {
+        Box::pin(schema::load(self))
+    }
+
+    /// Changes with every change of the schema.
+    ///
+    /// # Errors
+    /// If the node does not answer.
+    pub async fn schema_version(&self) -> Result<Uuid, CassandraError> {
+        let table = "system.local";
+        let versions: Vec<(Uuid,)> = self.rows(table, "select schema_version from system.local").await?;
+        versions.into_iter().next().map(|(version,)| version).ok_or(CassandraError::NoRow { table })
     }
 
     pub(crate) async fn rows<R>(&self, table: &'static str, query: &str) -> Result<Vec<R>, CassandraError>

@@ -21,7 +21,7 @@ impl Settings {
         self.get("cdc_raw_directory").map(Path::new)
     }
 
-    /// Segments are compressed or encrypted, so that only `mode: durable` could read them.
+    /// Segments are compressed or encrypted: they are written sync by sync, and read in `mode: durable`.
     pub fn commitlog_is_transformed(&self) -> bool {
         self.get("commitlog_compression").is_some_and(|value| !value.is_empty())
             || ["transparent_data_encryption_options_enabled", "transparent_data_encryption_options.enabled"]

@@ -87,11 +87,7 @@ impl Compressor {
             Self::Deflate => self.inflate(stored, stated, limit),
             Self::Zstd => {
                 let length = get_frame_content_size(stored).map_err(|_| SectionFault::Corrupt)?.unwrap_or(stated);
-                let mut plain = Vec::with_capacity(self.room(stored, length, limit)?);
-                match zstd::bulk::decompress_to_buffer(stored, &mut plain) {
-                    Ok(_) => Ok(plain),
-                    Err(_) => Err(SectionFault::Corrupt),
-                }
+                zstd::bulk::decompress(stored, self.room(stored, length, limit)?).map_err(|_| SectionFault::Corrupt)
             }
             Self::Noop => self.room(stored, stored.len() as u64, limit).map(|_| stored.to_vec()),
         }
@@ -111,16 +107,18 @@ impl Compressor {
         let mut stream = Decompress::new(true);
         let mut plain = Vec::with_capacity(self.room(stored, stated, limit).unwrap_or(0));
         loop {
-            let rest = usize::try_from(stream.total_in()).ok().and_then(|read| stored.get(read..)).unwrap_or_default();
-            match stream.decompress_vec(rest, &mut plain, FlushDecompress::Finish) {
-                Ok(Status::StreamEnd) if stream.total_in() == stored.len() as u64 => return Ok(plain),
+            let before = (stream.total_in(), stream.total_out());
+            let rest = usize::try_from(before.0).ok().and_then(|read| stored.get(read..)).unwrap_or_default();
+            let status = stream.decompress_vec(rest, &mut plain, FlushDecompress::None);
+            let after = (stream.total_in(), stream.total_out());
+            match status {
+                Ok(_) if after.1 > limit => return Err(SectionFault::TooLarge(after.1)),
+                Ok(Status::StreamEnd) if after.0 == stored.len() as u64 => return Ok(plain),
                 Ok(Status::Ok | Status::BufError) if plain.len() == plain.capacity() => {
-                    let length = plain.len() as u64;
-                    if length > limit {
-                        return Err(SectionFault::TooLarge(length));
-                    }
                     plain.reserve_exact((plain.len() / 2).max(64 << 10));
                 }
+                // It may hold back output although there is room.
+                Ok(Status::Ok | Status::BufError) if after != before => {}
                 _ => return Err(SectionFault::Corrupt),
             }
         }

@@ -24,6 +24,12 @@ pub trait Schemas {
     fn table(&self, id: TableId) -> Option<Arc<TableSchema>>;
 }
 
+impl Schemas for HashMap<TableId, Arc<TableSchema>> {
+    fn table(&self, id: TableId) -> Option<Arc<TableSchema>> {
+        self.get(&id).cloned()
+    }
+}
+
 #[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
 pub enum DecodeError {
     /// Stands before other updates in its mutation, so it cannot be skipped without its schema.
@@ -93,11 +99,11 @@ impl Decoder {
     ) -> Result<Option<TableId>, DecodeError> {
         let before = out.len();
         let mut cursor = Cursor::new(payload);
-        let mut table = None;
-        let decoded = self.mutation(format, payload, &mut cursor, at, schemas, captured, out, &mut table);
+        let mut current = None;
+        let decoded = self.mutation(format, payload, &mut cursor, at, schemas, captured, out, &mut current);
         decoded.map_err(|stop| {
             out.truncate(before);
-            let name = table.as_ref().map(|table| table.full_name());
+            let name = current.and_then(|id| schemas.table(id)).map(|table| table.full_name());
             match stop {
                 Stop::Malformed(what) => DecodeError::Malformed { table: name, offset: cursor.at(), what },
                 Stop::UnknownColumn(column) => DecodeError::UnknownColumn { table: name.unwrap_or_default(), column },
@@ -116,7 +122,7 @@ impl Decoder {
         schemas: &impl Schemas,
         captured: &impl Fn(&TableSchema) -> bool,
         out: &mut Vec<Change>,
-        current: &mut Option<Arc<TableSchema>>,
+        current: &mut Option<TableId>,
     ) -> Result<Option<TableId>, Stop> {
         let updates = cursor.length()?;
         for index in 0..updates {
@@ -129,15 +135,15 @@ impl Decoder {
             if is_last && !is_captured {
                 return Ok(None);
             }
-            *current = Some(Arc::clone(&table));
+            *current = Some(id);
             let layout = self.layouts.entry(id).or_insert_with(|| Layout::new(Arc::clone(&table)));
             if !Arc::ptr_eq(&layout.table, &table) {
                 *layout = Layout::new(table);
             }
-            let own = out.len();
-            Update::decode(format, payload, cursor, at, layout, &mut self.missing, out)?;
-            if !is_captured {
-                out.truncate(own);
+            if is_captured {
+                Update::<true>::decode(format, payload, cursor, at, layout, &mut self.missing, out)?;
+            } else {
+                Update::<false>::decode(format, payload, cursor, at, layout, &mut self.missing, out)?;
             }
         }
         if updates == 0 {
@@ -172,8 +178,8 @@ impl From<ColumnsError> for Stop {
     }
 }
 
-/// A partition update being decoded.
-struct Update<'a, 'b> {
+/// A partition update being decoded; one that is not to be kept is only walked through, without an allocation.
+struct Update<'a, 'b, const KEEP: bool> {
     format: Format,
     payload: &'a Bytes,
     cursor: &'b mut Cursor<'a>,
@@ -194,7 +200,7 @@ struct Base {
 const EPOCH_SECONDS: u32 = 1_442_880_000;
 const EPOCH_MICROS: i64 = 1_442_880_000_000_000;
 
-impl<'a> Update<'a, '_> {
+impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
     fn decode(
         format: Format,
         payload: &'a Bytes,
@@ -208,7 +214,7 @@ impl<'a> Update<'a, '_> {
             // Epoch of the table's definition.
             cursor.uvint()?;
         }
-        let partition_key = payload.slice(cursor.sized()?);
+        let partition_key = cursor.sized()?;
         let flags = cursor.u8()?;
         if flags & !update_flag::KNOWN != 0 {
             return Err("the update has unknown flags".into());
@@ -226,9 +232,12 @@ impl<'a> Update<'a, '_> {
         let regulars = layout.columns(cursor)?;
         let table = &layout.table;
         let mut emit = |body| {
-            out.push(Change { table: Arc::clone(table), partition_key: partition_key.clone(), body, provenance: at });
+            if KEEP {
+                let partition_key = payload.slice(partition_key.clone());
+                out.push(Change { table: Arc::clone(table), partition_key, body, provenance: at });
+            }
         };
-        let mut update = Update { format, payload, cursor, base, clustering: &layout.clustering, missing };
+        let mut update = Update::<KEEP> { format, payload, cursor, base, clustering: &layout.clustering, missing };
 
         if flags & update_flag::DELETION != 0
             && let Some(deletion) = update.deletion()?
@@ -318,10 +327,13 @@ impl<'a> Update<'a, '_> {
         if size > self.clustering.len() {
             return Err("a range marker has more values than the table has clustering columns");
         }
-        let mut prefix = Vec::with_capacity(size);
+        let mut prefix = Vec::with_capacity(if KEEP { size } else { 0 });
         let payload = self.payload;
         self.clustering_values(size, |value| {
-            prefix.push(value.map(|range| payload.slice(range)).ok_or("a range marker has a null value")?);
+            let value = value.ok_or("a range marker has a null value")?;
+            if KEEP {
+                prefix.push(payload.slice(value));
+            }
             Ok(())
         })?;
         Ok(prefix)
@@ -336,11 +348,12 @@ impl<'a> Update<'a, '_> {
         self.clustering_values(self.clustering.len(), |value| {
             match value.map(|range| bytes.get(range).unwrap_or_default()) {
                 Some(value) if value.len() > usize::from(u16::MAX) => return Err("a clustering value is too long"),
-                value => values.push(value),
+                value if KEEP => values.push(value),
+                _ => {}
             }
             Ok(())
         })?;
-        Ok(Clustering::new(values))
+        Ok(Clustering::of(&values))
     }
 
     /// The first `size` clustering columns' values, a bitmap of empty and null ones before every 32.
@@ -387,12 +400,10 @@ impl<'a> Update<'a, '_> {
                 Kind::Complex => {
                     self.complex(column, has_complex_deletion, liveness.as_ref())?.map(ColumnState::Complex)
                 }
-                _ => {
-                    let (_, cell) = self.cell(column, liveness.as_ref())?;
-                    (!column.is_dropped(cell.time)).then_some(ColumnState::Simple(cell))
-                }
+                Kind::Simple(fixed) => self.simple(column, fixed, liveness.as_ref())?,
+                Kind::Counter => self.simple(column, None, liveness.as_ref())?,
             };
-            if let Some(state) = state {
+            if KEEP && let Some(state) = state {
                 if row.columns.is_empty() {
                     row.columns.reserve_exact(columns.list.len() - index);
                 }
@@ -441,10 +452,14 @@ impl<'a> Update<'a, '_> {
         let deletion = deletion.filter(|deletion| !column.is_dropped(deletion.time));
         let count = self.cursor.length()?;
         // A cell is at least flags and the length of its path.
-        let mut cells = Vec::with_capacity(count.min(self.cursor.rest().len() / 2).min(4096));
+        let capacity = if KEEP { count.min(self.cursor.rest().len() / 2).min(4096) } else { 0 };
+        let mut cells = Vec::with_capacity(capacity);
         for _ in 0..count {
-            let (path, cell) = self.cell(column, liveness)?;
-            if !column.is_dropped(cell.time) {
+            let (path, cell) = self.cell(column.kind, None, liveness, |update| {
+                let path = update.cursor.sized()?;
+                Ok(update.bytes(path))
+            })?;
+            if KEEP && !column.is_dropped(cell.time) {
                 cells.push((path, cell));
             }
         }
@@ -462,9 +477,26 @@ impl<'a> Update<'a, '_> {
         Ok((deletion.is_some() || !cells.is_empty()).then_some(ComplexState { deletion, cells }))
     }
 
-    /// A cell and its path, which is empty in a simple column.
-    #[inline]
-    fn cell(&mut self, column: &HeaderColumn, liveness: Option<&Liveness>) -> Result<(Bytes, Cell), Fault> {
+    #[inline(always)]
+    fn simple(
+        &mut self,
+        column: &HeaderColumn,
+        fixed: Option<usize>,
+        liveness: Option<&Liveness>,
+    ) -> Result<Option<ColumnState>, Fault> {
+        let ((), cell) = self.cell(column.kind, fixed, liveness, |_| Ok(()))?;
+        Ok((!column.is_dropped(cell.time)).then_some(ColumnState::Simple(cell)))
+    }
+
+    /// A cell and its path, which `path` reads: it stands before the value.
+    #[inline(always)]
+    fn cell<P>(
+        &mut self,
+        kind: Kind,
+        fixed: Option<usize>,
+        liveness: Option<&Liveness>,
+        path: impl FnOnce(&mut Self) -> Result<P, Fault>,
+    ) -> Result<(P, Cell), Fault> {
         let flags = self.cursor.u8()?;
         if flags & !cell_flag::KNOWN != 0 {
             return Err("a cell has unknown flags");
@@ -480,25 +512,25 @@ impl<'a> Update<'a, '_> {
         } else {
             (LocalTime::NONE, 0)
         };
-        let path = if column.kind == Kind::Complex { self.payload.slice(self.cursor.sized()?) } else { Bytes::new() };
-        let value = if flags & cell_flag::EMPTY_VALUE != 0 {
-            Bytes::new()
-        } else {
-            let fixed = match column.kind {
-                Kind::Simple(fixed) => fixed,
-                Kind::Counter | Kind::Complex => None,
-            };
-            self.payload.slice(self.value(fixed)?)
-        };
-        let value = match column.kind {
+        let path = path(self)?;
+        let value =
+            if flags & cell_flag::EMPTY_VALUE != 0 { self.cursor.at()..self.cursor.at() } else { self.value(fixed)? };
+        let value = match kind {
             _ if is_deleted => CellValue::Tombstone,
-            Kind::Counter => CellValue::Counter(value),
-            Kind::Simple(_) | Kind::Complex => CellValue::Live(value),
+            Kind::Counter if local != LocalTime::NONE || ttl != 0 => return Err("a counter expires"),
+            Kind::Counter => CellValue::Counter(self.bytes(value)),
+            Kind::Simple(_) | Kind::Complex => CellValue::Live(self.bytes(value)),
         };
         Ok((path, Cell { time, ttl: if is_deleted { 0 } else { ttl }, local, value }))
     }
 
-    #[inline]
+    /// The bytes of a range, unless nothing is kept.
+    #[inline(always)]
+    fn bytes(&self, range: std::ops::Range<usize>) -> Bytes {
+        if KEEP && !range.is_empty() { self.payload.slice(range) } else { Bytes::new() }
+    }
+
+    #[inline(always)]
     fn value(&mut self, fixed: Option<usize>) -> Result<std::ops::Range<usize>, Fault> {
         match fixed {
             Some(length) => self.cursor.take(length),

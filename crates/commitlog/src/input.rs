@@ -57,8 +57,16 @@ impl Input {
         let path = segment.path.clone();
         let file = File::open(&path).map_err(|source| ReadError::Io { path: path.clone(), source })?;
         let chunk_at = u64::MAX;
-        let mut input =
-            Self { file, path, id: segment.id, length: 0, chunk: Bytes::new(), chunk_at, held: None, next_chunk: CHUNK_MIN };
+        let mut input = Self {
+            file,
+            path,
+            id: segment.id,
+            length: 0,
+            chunk: Bytes::new(),
+            chunk_at,
+            held: None,
+            next_chunk: CHUNK_MIN,
+        };
         input.length()?;
         Ok(input)
     }
@@ -162,7 +170,7 @@ impl Input {
         Ok(marker)
     }
 
-    fn judge_marker(&self, at: u64, bytes: [u8; 8]) -> Marker {
+    pub(crate) fn judge_marker(&self, at: u64, bytes: [u8; 8]) -> Marker {
         let [next, stored] = words(bytes);
         let next = u64::from(next);
         let id = self.id.0.to_be_bytes();

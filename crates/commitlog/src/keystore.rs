@@ -41,6 +41,8 @@ struct Entry {
 }
 
 enum Sealed {
+    /// Not sealed at all.
+    Plain(Vec<u8>),
     Jceks(jceks::SealedKey),
     Pkcs12(pkcs12::SealedKey),
 }
@@ -82,6 +84,12 @@ impl Keystore {
         Ok(Self(Arc::new(Content { entries, password })))
     }
 
+    /// Of keys that come from elsewhere, as those of a `key_provider` of one's own: alias and bytes.
+    pub fn of_keys(keys: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
+        let entries = keys.into_iter().map(|(alias, key)| Entry { alias, sealed: Sealed::Plain(key) }).collect();
+        Self(Arc::new(Content { entries, password: String::new() }))
+    }
+
     /// The bytes of the secret key. Java does not tell aliases apart by case.
     pub(crate) fn key(&self, alias: &str) -> Result<Vec<u8>, KeystoreError> {
         let Content { entries, password } = &*self.0;
@@ -90,6 +98,7 @@ impl Keystore {
             return Err(KeystoreError::NoSuchKey { alias: alias.to_owned(), known: known.join(", ") });
         };
         let key = match &entry.sealed {
+            Sealed::Plain(key) => Some(key.clone()),
             Sealed::Jceks(sealed) => sealed.open(password)?,
             Sealed::Pkcs12(sealed) => sealed.open(password)?,
         };

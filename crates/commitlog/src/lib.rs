@@ -23,9 +23,16 @@ mod segment;
 pub use decode::{DecodeError, Decoder, Schemas};
 pub use header::Format;
 pub use keystore::{Keystore, KeystoreError};
-pub use reader::{Damage, DamageKind, Fence, ReadError, ReadLimit, ReadOptions, ReadOutcome, ReadReport, SegmentReader};
+pub use reader::{
+    Damage, DamageKind, Fence, ReadError, ReadLimit, ReadOptions, ReadOutcome, ReadReport, SegmentReader,
+};
 pub use schema::{
     Definition, Followed, RowKind, SchemaDeletion, SchemaFault, SchemaFile, SchemaFileError, SchemaHistory, SchemaRow,
     Truncation,
 };
 pub use segment::{CaptureMode, Index, SegmentFile, list_segments, read_index};
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

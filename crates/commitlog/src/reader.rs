@@ -17,7 +17,7 @@
 use std::{io, path::PathBuf};
 
 use bytes::Bytes;
-use cdc_model::{SegmentId, SegmentPosition};
+use cdc_model::SegmentPosition;
 use crc32fast::Hasher;
 
 use crate::{
@@ -202,11 +202,7 @@ impl SegmentReader {
     }
 
     /// `resume_offset`: 0 or the end of an entry handed out before. `None`: the header is not there yet.
-    pub fn open_with(
-        file: &SegmentFile,
-        resume_offset: u64,
-        options: &ReadOptions,
-    ) -> Result<Option<Self>, ReadError> {
+    pub fn open_with(file: &SegmentFile, resume_offset: u64, options: &ReadOptions) -> Result<Option<Self>, ReadError> {
         let input = Input::open(file)?;
         let start = input.read(0, HEADER_MAX as u64)?;
         let unsupported = |reason| ReadError::Unsupported { path: file.path.clone(), reason };
@@ -316,30 +312,44 @@ impl SegmentReader {
         entry: &mut dyn FnMut(SegmentPosition, Bytes),
     ) -> Result<ReadReport, ReadError> {
         let mut report = ReadReport { outcome: ReadOutcome::More, entries: 0, bytes: 0, damage: Vec::new() };
+        let before = self.offset;
+        match self.read_on(limit, entry, &mut report) {
+            // Nothing skipped goes untold: the error comes again with the next call, which starts behind it.
+            Err(_) if !report.damage.is_empty() && self.offset > before => Ok(report),
+            outcome => outcome.map(|outcome| ReadReport { outcome, ..report }),
+        }
+    }
+
+    fn read_on(
+        &mut self,
+        limit: ReadLimit,
+        entry: &mut dyn FnMut(SegmentPosition, Bytes),
+        report: &mut ReadReport,
+    ) -> Result<ReadOutcome, ReadError> {
         let idle = if limit.finished { ReadOutcome::End } else { ReadOutcome::Waiting };
         loop {
             if report.bytes >= limit.max_bytes as u64 && report.entries > 0 || report.damage.len() >= DAMAGE_MAX {
-                return Ok(report);
+                return Ok(ReadOutcome::More);
             }
             // Live, entries come first and markers only when entries fail: an entry that holds needs no marker.
             if self.section_end.is_none()
                 && (limit.fence != Fence::Live || self.is_transformed())
-                && !self.close_section(limit, &mut report)?
+                && !self.close_section(limit, report)?
             {
                 if limit.finished && self.is_transformed() {
-                    self.report_tail(self.section.disk, &mut report)?;
+                    self.report_tail(self.section.disk, report)?;
                 }
-                return Ok(self.rest(report, idle));
+                return Ok(self.rest(idle));
             }
             let end = match self.section_end {
                 // Fewer bytes than a size are no entry.
-                Some(end) if end.logical - self.offset < 4 => {
+                Some(end) if end.logical.saturating_sub(self.offset) < 4 => {
                     self.enter(end);
                     continue;
                 }
                 Some(Place { logical: end, .. }) => match limit.fence {
                     Fence::Durable(durable) if end > durable && !limit.finished => {
-                        return Ok(self.rest(report, idle));
+                        return Ok(self.rest(idle));
                     }
                     _ => end,
                 },
@@ -356,13 +366,13 @@ impl SegmentReader {
                     let (path, at) = (self.input.path.clone(), self.position(self.offset));
                     return Err(ReadError::EntryTooLarge { path, at, size, limit: self.entry_bytes_max });
                 }
-                failed if self.section_end.is_some() => self.skip(end, &failed, &mut report),
+                failed if self.section_end.is_some() => self.skip(end, &failed, report),
                 failed => {
-                    if !self.close_section(limit, &mut report)? {
+                    if !self.close_section(limit, report)? {
                         if limit.finished && !matches!(failed, Entry::Nothing) {
-                            self.report_tail(self.offset, &mut report)?;
+                            self.report_tail(self.offset, report)?;
                         }
-                        return Ok(self.rest(report, idle));
+                        return Ok(self.rest(idle));
                     }
                 }
             }
@@ -398,6 +408,7 @@ impl SegmentReader {
     pub(crate) fn close_section(&mut self, limit: ReadLimit, report: &mut ReadReport) -> Result<bool, ReadError> {
         // Of a section that was made plain the chunk holds other bytes than the file's.
         let settled = limit.finished && !self.is_transformed();
+        let mut torn = false;
         let next = match self.input.marker(self.section.disk, settled)? {
             Marker::Absent => return Ok(false),
             // The two words are not written at once.
@@ -415,8 +426,7 @@ impl SegmentReader {
                 if next > self.input.length()? {
                     return Err(self.fault("it is half written and points behind the end of the file"));
                 }
-                let at = self.position(self.section.logical);
-                report.damage.push(Damage { at, bytes: 0, kind: DamageKind::TornMarker });
+                torn = true;
                 next
             }
         };
@@ -428,6 +438,10 @@ impl SegmentReader {
         }
         if next > self.input.length()? && !limit.finished {
             return Ok(false);
+        }
+        if torn {
+            let at = self.position(self.section.logical);
+            report.damage.push(Damage { at, bytes: 0, kind: DamageKind::TornMarker });
         }
         self.section_end = Some(Place { logical: next, disk: next });
         // Bytes read before the marker was valid may have been half written.
@@ -447,10 +461,9 @@ impl SegmentReader {
         self.input.release();
     }
 
-    fn rest(&mut self, mut report: ReadReport, outcome: ReadOutcome) -> ReadReport {
+    fn rest(&mut self, outcome: ReadOutcome) -> ReadOutcome {
         self.input.pause();
-        report.outcome = outcome;
-        report
+        outcome
     }
 
     pub(crate) fn position(&self, offset: u64) -> SegmentPosition {

@@ -4,6 +4,7 @@
 //! Only the marker's own place is covered by a CRC, neither where it points nor the length. So a section must decode to
 //! its last byte, and how long it then is decides, not the number in front; a section that does not decode counts as
 //! long as it says, so that those behind it keep their offsets. Entries are believed on their own CRCs, as everywhere.
+//! A marker that points over another one has the wrong offset for all behind it, and ends what can be read.
 
 use crate::{
     Damage, DamageKind, Fence, ReadError, ReadLimit, ReadOptions, ReadOutcome, ReadReport, SegmentReader,
@@ -119,6 +120,7 @@ impl SegmentReader {
             Ok(plain) => {
                 let length = plain.len() as u64;
                 if stated != Some(length) {
+                    self.check_pointer(next)?;
                     report.damage.push(Damage { at: self.position(start), bytes: 0, kind: DamageKind::Section });
                 }
                 self.close_at(Place { logical: start + length, disk: next }, Some(plain))
@@ -139,6 +141,7 @@ impl SegmentReader {
                     );
                     return Err(ReadError::Unsupported { path: self.input.path.clone(), reason });
                 }
+                self.check_pointer(next)?;
                 let Some(bytes) = stated else {
                     return Err(self.fault("its section neither decodes nor says how long it can be"));
                 };
@@ -148,14 +151,29 @@ impl SegmentReader {
         }
     }
 
+    /// Of a section with something wrong in it: is it one?
+    fn check_pointer(&self, next: u64) -> Result<(), ReadError> {
+        const WINDOW: u64 = 256 << 10;
+        let mut from = self.section.disk + MARKER;
+        while from + MARKER < next {
+            let bytes = self.input.file_bytes(from, (next - from).min(WINDOW))?;
+            for (at, word) in (from..next).zip(bytes.array_windows::<8>()) {
+                if matches!(self.input.judge_marker(at, *word), Marker::Valid { next } if next >= at + MARKER) {
+                    return Err(self.fault("it points over another marker"));
+                }
+            }
+            // The last seven bytes begin no marker that was looked at.
+            from += WINDOW - (MARKER - 1);
+        }
+        Ok(())
+    }
+
     /// `plain`: `None` to step over the section.
     fn close_at(&mut self, end: Place, plain: Option<Vec<u8>>) -> Result<bool, ReadError> {
-        if end.logical < self.offset {
-            return Err(self.fault("it points into an entry that was read"));
-        }
         match plain {
+            Some(_) if end.logical < self.offset => return Err(self.fault("it points into an entry that was read")),
             Some(plain) => self.input.hold(self.section.logical + MARKER, plain),
-            None => self.offset = end.logical,
+            None => self.offset = self.offset.max(end.logical),
         }
         self.section_end = Some(end);
         if let Some(sections) = &mut self.sections {

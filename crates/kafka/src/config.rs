@@ -127,7 +127,7 @@ const PRODUCER: [(&str, &str); 7] = [
     ("partitioner", "murmur2_random"),
     // A small record takes three times its size in the queue, so the bound in bytes alone would not hold: 100,000 rows
     // of 200 bytes took 60 MiB.
-    ("queue.buffering.max.messages", "20000"),
+    ("queue.buffering.max.messages", "12000"),
     ("socket.nagle.disable", "true"),
 ];
 

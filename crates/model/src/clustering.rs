@@ -29,6 +29,20 @@ impl Clustering {
         Self(out.freeze())
     }
 
+    /// As [`Self::new`], with one allocation of the right size.
+    pub fn of(values: &[Option<&[u8]>]) -> Self {
+        if values.is_empty() {
+            return Self::default();
+        }
+        let mut out = Vec::with_capacity(values.iter().map(|value| 4 + value.map_or(0, <[u8]>::len)).sum());
+        for value in values {
+            let length = value.map(|value| i32::try_from(value.len()).expect("a clustering value is under 64 KiB"));
+            out.put_i32(length.unwrap_or(-1));
+            out.put_slice(value.unwrap_or_default());
+        }
+        Self(Bytes::from(out))
+    }
+
     /// Takes back what [`Self::as_bytes`] gave; `None` if the lengths do not add up.
     pub fn from_bytes(bytes: Bytes) -> Option<Self> {
         let this = Self(bytes);

@@ -74,38 +74,42 @@ impl Target {
     ///
     /// # Errors
     /// [`TargetError::Connect`] and [`TargetError::Migrate`] name the place, the user and what to do.
-    pub async fn connect(config: &PostgresConfig) -> Result<Self, TargetError> {
-        connect::migrate(config).await?;
-        let inner = Inner { config: config.clone(), pool: connect::pool(config)?, layouts: RwLock::default() };
-        Ok(Self { inner: Arc::new(inner) })
+    pub fn connect(config: &PostgresConfig) -> BoxFuture<'_, Result<Self, TargetError>> {
+        Box::pin(async move {
+            connect::migrate(config).await?;
+            let inner = Inner { config: config.clone(), pool: connect::pool(config)?, layouts: RwLock::default() };
+            Ok(Self { inner: Arc::new(inner) })
+        })
     }
 
     /// Creates the target tables of a source table, or adds what they lack. Idempotent; `apply` does it by itself.
     ///
     /// # Errors
     /// [`TargetError::Layout`] if an existing table is in the way.
-    pub async fn prepare_table(&self, table: Arc<TableSchema>) -> Result<(), TargetError> {
-        self.inner.layout(&table).await.map(|_| ())
+    pub fn prepare_table(&self, table: Arc<TableSchema>) -> BoxFuture<'_, Result<(), TargetError>> {
+        Box::pin(async move { self.inner.layout(&table).await.map(|_| ()) })
     }
 
     /// Takes a stream over: from now on every earlier claim of it is fenced.
-    pub async fn claim(&self, stream: &StreamName) -> Result<Claim, TargetError> {
-        let owner = format!("process {}", std::process::id());
-        let lock = Call::new("-- cdc: lock a stream\nselect pg_advisory_xact_lock($1, $2)")
-            .with(FENCE_CLASS)
-            .with(fence_key(&stream.0));
-        let claim = Call::new(CLAIM).with(stream.0.clone()).with(owner);
-        let mut session = Session::acquire(&self.inner.pool).await?;
-        match session.run(Frame::Whole, vec![lock, claim]).await {
-            Ok(answers) => {
-                let row = &answers[1][0];
-                Ok(Claim { stream: stream.clone(), epoch: row.get(0), position: row.get(1) })
+    pub fn claim<'a>(&'a self, stream: &'a StreamName) -> BoxFuture<'a, Result<Claim, TargetError>> {
+        Box::pin(async move {
+            let owner = format!("process {}", std::process::id());
+            let lock = Call::new("-- cdc: lock a stream\nselect pg_advisory_xact_lock($1, $2)")
+                .with(FENCE_CLASS)
+                .with(fence_key(&stream.0));
+            let claim = Call::new(CLAIM).with(stream.0.clone()).with(owner);
+            let mut session = Session::acquire(&self.inner.pool).await?;
+            match session.run(Frame::Whole, vec![lock, claim]).await {
+                Ok(answers) => {
+                    let row = &answers[1][0];
+                    Ok(Claim { stream: stream.clone(), epoch: row.get(0), position: row.get(1) })
+                }
+                Err(fault) => {
+                    session.abandon(&fault).await;
+                    Err(TargetError::Database { doing: "claim a stream", fault })
+                }
             }
-            Err(fault) => {
-                session.abandon(&fault).await;
-                Err(TargetError::Database { doing: "claim a stream", fault })
-            }
-        }
+        })
     }
 
     /// Merges changes into the target and moves positions. Rows are durable no later than positions: together in one
@@ -115,34 +119,42 @@ impl Target {
     /// # Errors
     /// [`ApplyError::Fenced`] if a stream was claimed anew; then nothing more of this batch was or will be written.
     /// After any other error some rows may be written, and the same batch may be applied again.
-    pub async fn apply(&self, changes: Vec<Change>, commit: &[Advance]) -> Result<Applied, ApplyError> {
-        let units = self.inner.fold(changes).await?;
-        let context = Context { fence: commit.to_vec(), now: now() };
-        if units.len() <= SMALL && units.iter().map(Unit::weight).sum::<usize>() <= CHUNK_BYTES {
-            return self.inner.write(units, &context, true).await;
-        }
-        let mut applied = Arc::clone(&self.inner).write_sharded(units, &context).await?;
-        applied += self.inner.write(Vec::new(), &context, true).await?;
-        Ok(applied)
+    pub fn apply<'a>(
+        &'a self,
+        changes: Vec<Change>,
+        commit: &'a [Advance],
+    ) -> BoxFuture<'a, Result<Applied, ApplyError>> {
+        Box::pin(async move {
+            let units = self.inner.fold(changes).await?;
+            let context = Context { fence: commit.to_vec(), now: now() };
+            if units.len() <= SMALL && units.iter().map(Unit::weight).sum::<usize>() <= CHUNK_BYTES {
+                return self.inner.write(units, &context, true).await;
+            }
+            let mut applied = Arc::clone(&self.inner).write_sharded(units, &context).await?;
+            applied += self.inner.write(Vec::new(), &context, true).await?;
+            Ok(applied)
+        })
     }
 
     /// Rewrites or removes rows in which something has expired by `now`; returns how many. Call until it returns 0.
     /// Covers the tables that were prepared or applied to through this target.
-    pub async fn sweep_expired(&self, now: LocalTime) -> Result<usize, TargetError> {
-        let layouts: Vec<_> = self.inner.layouts().values().cloned().collect();
-        let mut swept = 0;
-        for layout in layouts {
-            for relation in std::iter::once(&layout.rows).chain(&layout.statics) {
-                let units = self.inner.expired(&layout, relation, now).await?;
-                let context = Context { fence: Vec::new(), now };
-                let applied = self.inner.write(units, &context, false).await.map_err(|error| match error {
-                    ApplyError::Target(error) => error,
-                    ApplyError::Fenced { .. } => unreachable!("the sweeper has no claim to lose"),
-                })?;
-                swept += applied.rows_written;
+    pub fn sweep_expired(&self, now: LocalTime) -> BoxFuture<'_, Result<usize, TargetError>> {
+        Box::pin(async move {
+            let layouts: Vec<_> = self.inner.layouts().values().cloned().collect();
+            let mut swept = 0;
+            for layout in layouts {
+                for relation in std::iter::once(&layout.rows).chain(&layout.statics) {
+                    let units = self.inner.expired(&layout, relation, now).await?;
+                    let context = Context { fence: Vec::new(), now };
+                    let applied = self.inner.write(units, &context, false).await.map_err(|error| match error {
+                        ApplyError::Target(error) => error,
+                        ApplyError::Fenced { .. } => unreachable!("the sweeper has no claim to lose"),
+                    })?;
+                    swept += applied.rows_written;
+                }
             }
-        }
-        Ok(swept)
+            Ok(swept)
+        })
     }
 }
 

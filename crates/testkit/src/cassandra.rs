@@ -361,6 +361,11 @@ saved_caches_directory: '{at}/saved_caches'
 cdc_enabled: true
 commitlog_sync: periodic
 {sizes}
+# Idle workers of a stage spin before they sleep; the default of 128 and 32 keeps a small machine busy with that.
+native_transport_max_threads: 8
+concurrent_reads: 8
+concurrent_writes: 8
+concurrent_counter_writes: 8
 seed_provider:
   - class_name: org.apache.cassandra.locator.SimpleSeedProvider
     parameters: [{{seeds: '{seed}:{STORAGE_PORT}'}}]

@@ -71,8 +71,14 @@ impl Postgres {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
     }
 
-    pub(crate) fn password(&self) -> &str {
-        &self.password.0
+    /// A command for people that connects to `warehouse`, with the password in a file beside the server's data.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn psql(&self) -> Result<String, Error> {
+        let (ip, port, file) = (Ipv4Addr::LOCALHOST, self.port, self.instance.path().join("pgpass"));
+        place::write_secret(&file, &format!("{ip}:{port}:*:postgres:{}\n", self.password.0))?;
+        Ok(format!("PGPASSFILE={} psql -h {ip} -p {port} -U postgres {DATABASE}", file.display()))
     }
 
     /// Leaves its folder, with data and logs, when the handle is dropped.

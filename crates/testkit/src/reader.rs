@@ -58,9 +58,10 @@ fn compiled(artifact: &Artifact, class_path: &str, javac: &Path) -> Result<PathB
             .args([&part, &source])
             .output()
             .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => {
-                    Error::ToolMissing { tool: "javac", remedy: "install a JDK (apt-get install openjdk-17-jdk-headless)" }
-                }
+                io::ErrorKind::NotFound => Error::ToolMissing {
+                    tool: "javac",
+                    remedy: "install a JDK (apt-get install openjdk-17-jdk-headless)",
+                },
                 _ => Error::io("start", "javac")(error),
             })?;
         if !output.status.success() {

@@ -15,17 +15,20 @@ pub use load::{Load, LoadCounters, LoadOptions, Sample};
 pub use probe::{DelayProbe, Delays};
 
 use anyhow::Context as _;
+use futures::future::BoxFuture;
 use scylla::client::{execution_profile::ExecutionProfile, session::Session, session_builder::SessionBuilder};
 use scylla::statement::Consistency;
 
 /// A session that writes at `LOCAL_ONE` on one node and at `LOCAL_QUORUM` on several.
-pub async fn connect(contact_points: &[String]) -> anyhow::Result<Session> {
-    let consistency = if contact_points.len() > 1 { Consistency::LocalQuorum } else { Consistency::LocalOne };
-    let profile = ExecutionProfile::builder().consistency(consistency).build();
-    SessionBuilder::new()
-        .known_nodes(contact_points)
-        .default_execution_profile_handle(profile.into_handle())
-        .build()
-        .await
-        .with_context(|| format!("connect to Cassandra at {}", contact_points.join(", ")))
+pub fn connect(contact_points: &[String]) -> BoxFuture<'_, anyhow::Result<Session>> {
+    Box::pin(async move {
+        let consistency = if contact_points.len() > 1 { Consistency::LocalQuorum } else { Consistency::LocalOne };
+        let profile = ExecutionProfile::builder().consistency(consistency).build();
+        SessionBuilder::new()
+            .known_nodes(contact_points)
+            .default_execution_profile_handle(profile.into_handle())
+            .build()
+            .await
+            .with_context(|| format!("connect to Cassandra at {}", contact_points.join(", ")))
+    })
 }

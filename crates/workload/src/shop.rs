@@ -1,22 +1,25 @@
 //! The small shop the demo replicates: one table per shape that is hard to replicate.
 
 use anyhow::Context as _;
+use futures::future::BoxFuture;
 use scylla::client::session::Session;
 
 pub const KEYSPACE: &str = "shop";
 pub const TABLES: [&str; 3] = ["users", "orders", "events"];
 
 /// Creates the keyspace, the type and the tables, all captured. Idempotent.
-pub async fn create_schema(session: &Session, replication_factor: usize) -> anyhow::Result<()> {
-    let keyspace = format!(
-        "create keyspace if not exists shop with replication = \
+pub fn create_schema(session: &Session, replication_factor: usize) -> BoxFuture<'_, anyhow::Result<()>> {
+    Box::pin(async move {
+        let keyspace = format!(
+            "create keyspace if not exists shop with replication = \
          {{'class': 'SimpleStrategy', 'replication_factor': {replication_factor}}}"
-    );
-    for statement in [keyspace.as_str(), ADDRESS, USERS, ORDERS, EVENTS] {
-        let name = statement.split(['(', '=']).next().unwrap_or_default().trim();
-        session.query_unpaged(statement, &[]).await.with_context(|| format!("{name} …"))?;
-    }
-    Ok(())
+        );
+        for statement in [keyspace.as_str(), ADDRESS, USERS, ORDERS, EVENTS] {
+            let name = statement.split(['(', '=']).next().unwrap_or_default().trim();
+            session.query_unpaged(statement, &[]).await.with_context(|| format!("{name} …"))?;
+        }
+        Ok(())
+    })
 }
 
 const ADDRESS: &str = "create type if not exists shop.address (street text, city text, zip int)";

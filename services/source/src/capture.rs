@@ -14,8 +14,8 @@ use std::{
 };
 
 use cdc_commitlog::{
-    CaptureMode, DamageKind, Fence, ReadError, ReadLimit, ReadOutcome, SegmentFile, SegmentReader, list_segments,
-    read_index,
+    CaptureMode, DamageKind, Fence, ReadError, ReadLimit, ReadOptions, ReadOutcome, SegmentFile, SegmentReader,
+    list_segments, read_index,
 };
 use cdc_model::SegmentId;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +39,7 @@ pub(crate) struct Capture {
     pub(crate) directory: PathBuf,
     pub(crate) mode: CaptureMode,
     pub(crate) poll_interval: Duration,
+    pub(crate) read_options: ReadOptions,
     pub(crate) intake: Intake,
     pub(crate) finished: Finished,
     pub(crate) metrics: Arc<SourceMetrics>,
@@ -93,12 +94,18 @@ impl Capture {
             };
             self.metrics.caught_up(!busy);
             if !busy {
+                match self.intake.compare_schema() {
+                    Ok(()) => {}
+                    Err(Halted) => break,
+                }
                 std::thread::sleep(self.poll_interval);
             }
         }
         // Entries taken before the stop; a channel that is gone has said why itself.
-        if self.intake.flush().is_err() {
-            tracing::debug!("the channel closed before the capture");
+        match self.intake.flush() {
+            Err(Some(error)) => return Err(error),
+            Err(None) => tracing::debug!("the channel closed before the capture"),
+            Ok(()) => {}
         }
         Ok(())
     }
@@ -139,7 +146,7 @@ impl Capture {
                 segment.reader = None;
                 continue;
             }
-            match segment.read(self.mode, &mut self.intake, &self.metrics, &mut busy)? {
+            match segment.read(self.mode, &self.read_options, &mut self.intake, &self.metrics, &mut busy)? {
                 Step::Waiting => segment.drained = true,
                 Step::Finished => {
                     let segment = self.open.remove(&id).expect("listed above");
@@ -148,7 +155,7 @@ impl Capture {
                 }
             }
         }
-        self.intake.flush().map_err(|Halted| None)?;
+        self.intake.flush()?;
         Ok(busy)
     }
 
@@ -208,6 +215,7 @@ impl OpenSegment {
     fn read(
         &mut self,
         mode: CaptureMode,
+        options: &ReadOptions,
         intake: &mut Intake,
         metrics: &SourceMetrics,
         busy: &mut bool,
@@ -231,11 +239,11 @@ impl OpenSegment {
             return Ok(Step::Waiting);
         }
         loop {
-            if intake.schemas.stop.is_cancelled() {
+            if intake.schemas.source.stop.is_cancelled() {
                 return Err(None);
             }
             let limit = ReadLimit { fence, finished, max_bytes: READ_BYTES };
-            let outcome = match self.read_some(limit, intake) {
+            let outcome = match self.read_some(limit, options, intake) {
                 Ok(None) if finished => return Ok(Step::Finished),
                 Ok(None) => return Ok(Step::Waiting),
                 Ok(Some(report)) => {
@@ -262,12 +270,12 @@ impl OpenSegment {
             match intake.failed.take() {
                 None => {}
                 Some(Ok(Halted)) => return Err(None),
-                Some(Err(error)) => return Err(Some(error.into())),
+                Some(Err(error)) => return Err(Some(error)),
             }
             match outcome {
                 ReadOutcome::End => return Ok(Step::Finished),
                 ReadOutcome::Waiting => return Ok(Step::Waiting),
-                ReadOutcome::More if intake.is_full() => intake.flush().map_err(|Halted| None)?,
+                ReadOutcome::More if intake.is_full() => intake.flush()?,
                 ReadOutcome::More => {}
             }
         }
@@ -277,6 +285,7 @@ impl OpenSegment {
     fn read_some(
         &mut self,
         limit: ReadLimit,
+        options: &ReadOptions,
         intake: &mut Intake,
     ) -> Result<Option<cdc_commitlog::ReadReport>, ReadError> {
         if self.reader.is_none() {
@@ -284,7 +293,7 @@ impl OpenSegment {
                 return Ok(None);
             }
             let resume = intake.offset(self.file.id);
-            self.reader = SegmentReader::open(&self.file, resume, SegmentReader::ENTRY_BYTES_MAX)?;
+            self.reader = SegmentReader::open_with(&self.file, resume, options)?;
         }
         let Some(reader) = &mut self.reader else { return Ok(None) };
         let format = reader.format();
@@ -312,7 +321,9 @@ impl OpenSegment {
                 Ok(if self.is_final { Step::Finished } else { Step::Waiting })
             }
             // Not this segment but all of them: a person must choose what to do.
-            ReadError::Unsupported { .. } | ReadError::EntryTooLarge { .. } => Err(error.into()),
+            ReadError::Unsupported { .. } | ReadError::EntryTooLarge { .. } | ReadError::SectionTooLarge { .. } => {
+                Err(error.into())
+            }
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use cdc_cassandra::checks::Wanted;
-use cdc_commitlog::CaptureMode;
+use cdc_commitlog::{CaptureMode, Keystore, KeystoreError};
+use cdc_runtime::Secret;
 use serde::{Deserialize, Serialize};
 
 /// Poll interval while the log is idle: small against the commit a change costs later, and a few percent of a core.
@@ -33,6 +34,26 @@ pub struct SourceConfig {
     /// Bytes of changes that may wait between capture and the channel.
     #[serde(default = "memory_bytes")]
     pub memory_bytes: usize,
+    /// Of an encrypted commit log.
+    #[serde(default)]
+    pub keystore: Option<KeystoreConfig>,
+}
+
+/// The keystore in `transparent_data_encryption_options` of the node's `cassandra.yaml`: JCEKS or PKCS#12.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeystoreConfig {
+    pub path: PathBuf,
+    pub password: Secret,
+    /// Of the key, where it has its own.
+    #[serde(default)]
+    pub key_password: Option<Secret>,
+}
+
+impl KeystoreConfig {
+    pub(crate) fn open(&self) -> Result<Keystore, KeystoreError> {
+        Keystore::open(&self.path, self.password.expose(), self.key_password.as_ref().map(Secret::expose))
+    }
 }
 
 fn poll_interval_us() -> u64 {
@@ -53,6 +74,7 @@ impl SourceConfig {
             mode: CaptureMode::default(),
             poll_interval_us: POLL_INTERVAL_US,
             memory_bytes: MEMORY_BYTES,
+            keystore: None,
         }
     }
 

@@ -8,16 +8,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use cdc_cassandra::{Cassandra, SchemaRegistry, checks::Wanted};
+use cdc_cassandra::checks::Wanted;
 use cdc_commitlog::{DecodeError, Decoder, Format};
 use cdc_model::{Change, NodeId, Provenance, SegmentId, SegmentPosition, TableId, TableSchema};
-use tokio::{runtime::Handle, sync::mpsc};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::mpsc;
 
 use crate::{
-    SourceMetrics,
+    SourceError, SourceMetrics,
     position::Offsets,
-    quarantine::{Quarantine, QuarantineError},
+    quarantine::Quarantine,
+    schema::{Comparison, Schemas},
 };
 
 /// How long a mutation may be ahead of the schema before it counts as undecodable. Cassandra itself cannot decode a
@@ -27,7 +27,7 @@ const SCHEMA_PATIENCE: Duration = Duration::from_secs(5);
 const SKIPPABLE_PATIENCE: Duration = Duration::from_millis(500);
 const REFRESH_INTERVAL: Duration = Duration::from_millis(200);
 /// How often writes of a table with `cdc = false` make the agent look whether it still is so. The log itself says
-/// when the schema has changed, but not in `durable` mode, where a segment without CDC is read late.
+/// when that changes, but not where a segment without CDC has disappeared unread.
 const CDC_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a batch without changes tells how far the log was read, so that a restart does not read it again.
 const POSITION_INTERVAL: Duration = Duration::from_secs(1);
@@ -58,57 +58,15 @@ impl Captured {
     }
 
     /// Captured, or would be with `cdc = true`.
-    fn matches(&self, table: &TableSchema) -> bool {
+    pub(crate) fn matches(&self, table: &TableSchema) -> bool {
         self.0.iter().any(|wanted| wanted.matches(table))
-    }
-}
-
-/// Reads the schema again, from the capture thread.
-pub(crate) struct SchemaSource {
-    pub(crate) cassandra: Cassandra,
-    pub(crate) registry: SchemaRegistry,
-    pub(crate) runtime: Handle,
-    pub(crate) stop: CancellationToken,
-}
-
-impl SchemaSource {
-    /// Returns once the registry holds the schema as it is now; waits for Cassandra as long as it takes.
-    fn refresh(&self) -> Result<(), Halted> {
-        let mut complained: Option<Instant> = None;
-        loop {
-            let loaded = self.runtime.block_on(async {
-                tokio::select! {
-                    () = self.stop.cancelled() => Err(Halted),
-                    loaded = self.cassandra.load_schema() => Ok(loaded),
-                }
-            })?;
-            match loaded {
-                Ok(tables) => {
-                    if let Err(error) = self.registry.refresh(tables) {
-                        tracing::error!(%error, "a table's schema cannot be used");
-                    }
-                    return Ok(());
-                }
-                Err(error) if complained.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) => {
-                    complained = Some(Instant::now());
-                    tracing::warn!(%error, "capture waits: the log needs a schema that cannot be read");
-                }
-                Err(_) => {}
-            }
-            self.pause(Duration::from_secs(1))?;
-        }
-    }
-
-    fn pause(&self, time: Duration) -> Result<(), Halted> {
-        let stopped = self.runtime.block_on(async { tokio::time::timeout(time, self.stop.cancelled()).await.is_ok() });
-        if stopped { Err(Halted) } else { Ok(()) }
     }
 }
 
 pub(crate) struct Intake {
     pub(crate) node: NodeId,
     pub(crate) captured: Captured,
-    pub(crate) schemas: SchemaSource,
+    pub(crate) schemas: Schemas,
     pub(crate) quarantine: Quarantine,
     pub(crate) metrics: Arc<SourceMetrics>,
     outbox: mpsc::Sender<Batch>,
@@ -117,9 +75,7 @@ pub(crate) struct Intake {
     /// Tables that are in the log and not in the schema: dropped.
     gone: HashSet<TableId>,
     malformed_refresh: Option<Instant>,
-    /// Tables of `system_schema`: an entry of theirs is a change of the schema.
-    schema_tables: HashSet<TableId>,
-    schema_changed: bool,
+    comparison: Comparison,
     refreshed: Instant,
     offsets: Offsets,
     changes: Vec<Change>,
@@ -130,7 +86,7 @@ pub(crate) struct Intake {
     flushed: Instant,
     flushed_offsets: Offsets,
     /// Set instead of reading on; entries after it are not counted as read.
-    pub(crate) failed: Option<Result<Halted, QuarantineError>>,
+    pub(crate) failed: Option<Result<Halted, SourceError>>,
 }
 
 impl Intake {
@@ -138,16 +94,13 @@ impl Intake {
     pub(crate) fn new(
         node: NodeId,
         captured: Captured,
-        schemas: SchemaSource,
+        schemas: Schemas,
         quarantine: Quarantine,
         metrics: Arc<SourceMetrics>,
         outbox: mpsc::Sender<Batch>,
         batch_bytes: usize,
         offsets: Offsets,
     ) -> Self {
-        let tables = schemas.registry.tables();
-        let schema_tables = tables.iter().filter(|table| table.keyspace == "system_schema").map(|table| table.id);
-        let schema_tables = schema_tables.collect();
         Self {
             node,
             captured,
@@ -159,8 +112,7 @@ impl Intake {
             decoder: Decoder::new(),
             gone: HashSet::new(),
             malformed_refresh: None,
-            schema_tables,
-            schema_changed: false,
+            comparison: Comparison::default(),
             refreshed: Instant::now(),
             flushed_offsets: offsets.clone(),
             offsets,
@@ -217,28 +169,28 @@ impl Intake {
         format: Format,
         end: SegmentPosition,
         payload: &Bytes,
-    ) -> Result<(), Result<Halted, QuarantineError>> {
+    ) -> Result<(), Result<Halted, SourceError>> {
         let at = Provenance { node: self.node, position: end };
         let before = self.changes.len();
         let began = Instant::now();
-        // A mutation begins with the number of its updates, one byte, and the first one's table.
-        let first = payload.get(1..17).and_then(|id| uuid::Uuid::from_slice(id).ok());
-        self.schema_changed |= first.is_some_and(|id| self.schema_tables.contains(&TableId(id)));
         loop {
             let without_cdc = Cell::new(false);
+            let history = &self.schemas.history;
             let captured = |table: &TableSchema| {
                 without_cdc.set(without_cdc.get() || (!table.cdc && self.captured.matches(table)));
-                self.captured.contains(table)
+                self.captured.contains(table) || history.follows(table.id)
             };
-            let registry = &self.schemas.registry;
-            let outcome = self.decoder.decode(format, payload, at, registry, &captured, &mut self.changes);
-            if without_cdc.get() && (self.schema_changed || self.refreshed.elapsed() >= CDC_CHECK_INTERVAL) {
+            let outcome = self.decoder.decode(format, payload, at, history, &captured, &mut self.changes);
+            if without_cdc.get() && self.refreshed.elapsed() >= CDC_CHECK_INTERVAL {
                 self.changes.truncate(before);
                 self.refresh().map_err(Ok)?;
                 continue;
             }
             let (unknown, patience) = match &outcome {
-                Ok(None) => return Ok(()),
+                Ok(None) => {
+                    self.follow(format, end, payload, before);
+                    return Ok(());
+                }
                 Ok(Some(table)) => (Some(*table), SKIPPABLE_PATIENCE),
                 Err(DecodeError::UnknownTable(table)) => (Some(*table), SCHEMA_PATIENCE),
                 Err(DecodeError::UnknownColumn { .. }) => (None, SCHEMA_PATIENCE),
@@ -254,7 +206,7 @@ impl Intake {
                 if malformed {
                     self.malformed_refresh = Some(Instant::now());
                 } else if began.elapsed() > REFRESH_INTERVAL / 2 {
-                    self.schemas.pause(REFRESH_INTERVAL).map_err(Ok)?;
+                    self.schemas.source.pause(REFRESH_INTERVAL).map_err(Ok)?;
                 }
                 self.refresh().map_err(Ok)?;
                 continue;
@@ -272,17 +224,30 @@ impl Intake {
                 Err(error) => {
                     tracing::error!(position = %end, %error, "entry cannot be decoded and goes to quarantine");
                     self.metrics.quarantined.fetch_add(1, Relaxed);
-                    self.quarantine.keep_entry(end, payload, &error.to_string()).map_err(Err)
+                    self.quarantine.keep_entry(end, payload, &error.to_string()).map_err(|error| Err(error.into()))
                 }
             };
         }
     }
 
+    /// Takes the changes of system tables, which are for this process, out of those since `before`: a mutation is of
+    /// one keyspace.
+    fn follow(&mut self, format: Format, end: SegmentPosition, payload: &Bytes, before: usize) {
+        if self.changes.get(before).is_some_and(|change| self.schemas.history.follows(change.table.id)) {
+            let changes = self.changes.split_off(before);
+            self.schemas.follow(format, end, payload, &changes, &self.captured, &self.metrics);
+        }
+    }
+
     fn refresh(&mut self) -> Result<(), Halted> {
         self.schemas.refresh()?;
-        self.schema_changed = false;
         self.refreshed = Instant::now();
         Ok(())
+    }
+
+    /// To be called when everything there is was read: sees that the schema is the node's.
+    pub(crate) fn compare_schema(&mut self) -> Result<(), Halted> {
+        self.comparison.run(&mut self.schemas)
     }
 
     /// The segment was read to its end, and nothing will be written to it any more.
@@ -291,12 +256,15 @@ impl Intake {
         self.finished.push(segment);
     }
 
-    /// Hands on what there is. Blocks while the channel is full: that is the back-pressure on reading.
-    pub(crate) fn flush(&mut self) -> Result<(), Halted> {
+    /// Hands on what there is. Blocks while the channel is full: that is the back-pressure on reading. `Err(None)`: what
+    /// is behind the capture has stopped.
+    pub(crate) fn flush(&mut self) -> Result<(), Option<SourceError>> {
         let moved = self.offsets != self.flushed_offsets && self.flushed.elapsed() >= POSITION_INTERVAL;
         if self.changes.is_empty() && self.finished.is_empty() && !moved {
             return Ok(());
         }
+        // The position must not overtake the schema that is known at it.
+        self.schemas.store.save().map_err(|error| Some(error.into()))?;
         self.sequence += 1;
         let batch = Batch {
             sequence: self.sequence,
@@ -308,6 +276,6 @@ impl Intake {
         self.flushed = Instant::now();
         self.flushed_offsets = self.offsets.clone();
         self.metrics.captured(&batch);
-        self.outbox.blocking_send(batch).map_err(|_| Halted)
+        self.outbox.blocking_send(batch).map_err(|_| None)
     }
 }

@@ -19,6 +19,8 @@ mod outlet;
 mod position;
 mod position_file;
 mod quarantine;
+mod schema;
+mod schema_store;
 mod segment;
 mod start;
 
@@ -26,14 +28,16 @@ use std::sync::Arc;
 
 use cdc_cassandra::CassandraConfig;
 use cdc_runtime::Lifecycle;
+use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
-pub use config::SourceConfig;
+pub use config::{KeystoreConfig, SourceConfig};
 pub use metrics::{SourceMetrics, SourceStatus};
 pub use outlet::{ChannelBatch, ChannelOutlet, Outlet};
 pub use position::{Offsets, OffsetsError};
 pub use position_file::PositionFileError;
 pub use quarantine::QuarantineError;
+pub use schema_store::SchemaStoreError;
 
 use crate::{
     intake::Batch,
@@ -54,29 +58,31 @@ const NOTES: usize = 4096;
 ///
 /// # Errors
 /// What a person must put right: configuration, another node's positions, a log that cannot be read at all.
-pub async fn run(
+pub fn run(
     config: SourceConfig,
     cassandra: CassandraConfig,
     outlet: Outlet,
     metrics: Arc<SourceMetrics>,
     lifecycle: Lifecycle,
-) -> Result<(), SourceError> {
-    let hard = lifecycle.hard().clone();
-    let agent = async {
-        let (outbox, batches) = mpsc::channel(BATCHES);
-        let starting = start(&config, &cassandra, outlet, &metrics, &lifecycle, outbox);
-        let started = tokio::select! {
-            started = starting => started?,
-            () = lifecycle.soft().cancelled() => return Ok(()),
+) -> BoxFuture<'static, Result<(), SourceError>> {
+    Box::pin(async move {
+        let hard = lifecycle.hard().clone();
+        let agent = async {
+            let (outbox, batches) = mpsc::channel(BATCHES);
+            let starting = start(&config, &cassandra, outlet, &metrics, &lifecycle, outbox);
+            let started = tokio::select! {
+                started = starting => started?,
+                () = lifecycle.soft().cancelled() => return Ok(()),
+            };
+            let Some(Started { capture, delivery, durable, keeper }) = started else { return Ok(()) };
+            lifecycle.spawn_thread("source capture", move |_| capture().run()).map_err(SourceError::Thread)?;
+            let (notes, noted) = mpsc::channel(NOTES);
+            let delivering = deliver(batches, delivery, notes, &metrics);
+            tokio::try_join!(delivering, keeper.run(noted, durable)).map(|_| ())
         };
-        let Some(Started { capture, delivery, durable, keeper }) = started else { return Ok(()) };
-        lifecycle.spawn_thread("source capture", move |_| capture().run()).map_err(SourceError::Thread)?;
-        let (notes, noted) = mpsc::channel(NOTES);
-        let delivering = deliver(batches, delivery, notes, &metrics);
-        tokio::try_join!(delivering, keeper.run(noted, durable)).map(|_| ())
-    };
-    // At a hard stop what was not durable is read again after the next start.
-    hard.run_until_cancelled(agent).await.unwrap_or(Ok(()))
+        // At a hard stop what was not durable is read again after the next start.
+        hard.run_until_cancelled(agent).await.unwrap_or(Ok(()))
+    })
 }
 
 /// Until the capture has ended and everything of it is sent.
@@ -116,6 +122,10 @@ pub enum SourceError {
     StoredPosition(#[from] OffsetsError),
     #[error(transparent)]
     Quarantine(#[from] QuarantineError),
+    #[error("source.keystore cannot be used")]
+    Keystore(#[from] cdc_commitlog::KeystoreError),
+    #[error(transparent)]
+    SchemaStore(#[from] SchemaStoreError),
     #[error(transparent)]
     Segment(#[from] cdc_commitlog::ReadError),
     #[error(transparent)]

@@ -25,6 +25,8 @@ pub struct SourceMetrics {
     pub(crate) bytes: AtomicU64,
     /// Entries skipped because their table is not in the schema any more.
     pub(crate) dropped_tables: AtomicU64,
+    /// `TRUNCATE`s of captured tables, which the target does not follow.
+    pub(crate) truncations: AtomicU64,
     /// Entries kept in quarantine.
     pub(crate) quarantined: AtomicU64,
     /// Segments kept in quarantine.
@@ -117,7 +119,7 @@ impl SourceMetrics {
     pub fn render(&self, out: &mut String) {
         use std::fmt::Write;
         let status = self.status();
-        let metrics: [(&str, &str, &str, f64); 14] = [
+        let metrics: [(&str, &str, &str, f64); 15] = [
             ("cdc_backlog_bytes", "gauge", "Synced bytes of the log not yet read.", float(status.backlog_bytes)),
             ("cdc_source_behind_seconds", "gauge", "Since everything readable had been read.", status.behind_seconds),
             ("cdc_source_idle", "gauge", "1: all that is readable is durable.", f64::from(u8::from(status.idle))),
@@ -137,6 +139,12 @@ impl SourceMetrics {
                 "counter",
                 "Entries of tables not in the schema any more.",
                 float(self.dropped_tables.load(Relaxed)),
+            ),
+            (
+                "cdc_source_truncations_total",
+                "counter",
+                "TRUNCATEs of captured tables, whose rows the target keeps.",
+                float(self.truncations.load(Relaxed)),
             ),
             (
                 "cdc_source_quarantined_entries_total",

@@ -8,10 +8,10 @@ use std::{
 };
 
 use cdc_cassandra::{
-    Cassandra, CassandraConfig, SchemaRegistry, Settings,
+    Cassandra, CassandraConfig, Settings,
     checks::{Wanted, node_faults, table_faults},
 };
-use cdc_commitlog::CaptureMode;
+use cdc_commitlog::{CaptureMode, ReadOptions, SchemaFile, SchemaHistory};
 use cdc_model::{NodeId, TableSchema};
 use cdc_postgres::StreamName;
 use cdc_runtime::Lifecycle;
@@ -19,14 +19,16 @@ use cdc_sink::Applier;
 use tokio::{runtime::Handle, sync::mpsc};
 
 use crate::{
-    Outlet, SourceConfig, SourceError, SourceMetrics,
+    KeystoreConfig, Outlet, SourceConfig, SourceError, SourceMetrics,
     capture::Capture,
-    intake::{Batch, Captured, Intake, SchemaSource},
+    intake::{Batch, Captured, Intake},
     keeper::{Disk, Keeper},
     outlet::{Delivery, Durable, KafkaDelivery, is_transient, stored_offsets},
     position::Position,
     position_file::PositionFile,
     quarantine::Quarantine,
+    schema::{SchemaSource, Schemas},
+    schema_store::SchemaStore,
 };
 
 const RETRY: Duration = Duration::from_millis(250);
@@ -59,11 +61,17 @@ pub(crate) async fn start(
     let directory = config.cdc_raw_directory.clone();
     fs::read_dir(&directory).map_err(|source| SourceError::Directory { path: directory.clone(), source })?;
     let quarantine = Quarantine::open(&config.state_directory)?;
+    let keystore = config.keystore.as_ref().map(KeystoreConfig::open).transpose()?;
+    let read_options = ReadOptions { keystore, ..ReadOptions::default() };
 
     let Some(cassandra) = Cassandra::connect_when_ready(cassandra, lifecycle).await else {
         return Ok(None);
     };
-    let tables = load_schema(&cassandra).await;
+    let schema = load_schema(&cassandra).await;
+    let (tables, faults) = schema.tables();
+    for fault in faults {
+        tracing::warn!(%fault, "a table is not captured");
+    }
     let mode = match cassandra.settings().await {
         Ok(settings) => check_node(&settings, config.mode)?,
         Err(error) => {
@@ -74,16 +82,12 @@ pub(crate) async fn start(
     let node = cassandra.host_id();
     let wanted: Arc<[Wanted]> = config.tables.iter().filter_map(|text| Wanted::parse(text)).collect();
     check_tables(&wanted, &tables)?;
-    let registry = SchemaRegistry::default();
-    if let Err(error) = registry.refresh(tables) {
-        tracing::error!(%error, "a table's schema cannot be used");
-    }
     let captured = Captured(wanted);
 
     let (file, stored) = PositionFile::open(&config.state_directory, node)?;
     let mut position = stored.unwrap_or_default();
     let tables: Vec<Arc<TableSchema>> =
-        registry.tables().into_iter().filter(|table| captured.contains(table)).collect();
+        tables.into_iter().filter(|table| captured.contains(table)).map(Arc::new).collect();
     let (delivery, durable) = open_outlet(outlet, node, &mut position, &tables, lifecycle).await?;
 
     tracing::info!(
@@ -94,18 +98,25 @@ pub(crate) async fn start(
         directory = %directory.display(),
         "capture begins"
     );
+    // After the outlet, which may have set the position back.
+    let (store, history) = SchemaStore::open(&config.state_directory, node, &position).unwrap_or_else(|| {
+        let (history, _) = SchemaHistory::from_file(schema);
+        (SchemaStore::new(&config.state_directory, node, &history), history)
+    });
     metrics.started(mode, &position.offsets);
     let stop = lifecycle.soft().clone();
-    let schemas = SchemaSource { cassandra, registry, runtime: Handle::current(), stop: stop.clone() };
+    let schemas = SchemaSource { cassandra, runtime: Handle::current(), stop: stop.clone() };
     let capture = {
         let (metrics, position, directory) = (Arc::clone(metrics), position.clone(), directory.clone());
         let batch_bytes = config.memory_bytes / BATCH_SHARE;
         let poll_interval = Duration::from_micros(config.poll_interval_us);
         move || {
             let (offsets, finished) = (position.offsets, position.finished);
+            let schemas = Schemas { source: schemas, history, store };
             let intake =
                 Intake::new(node, captured, schemas, quarantine, Arc::clone(&metrics), outbox, batch_bytes, offsets);
-            Capture { directory, mode, poll_interval, intake, finished, metrics, stop, open: BTreeMap::new() }
+            let open = BTreeMap::new();
+            Capture { directory, mode, poll_interval, read_options, intake, finished, metrics, stop, open }
         }
     };
     let disk = Disk { file, directory, finished: position.finished.clone() };
@@ -114,11 +125,11 @@ pub(crate) async fn start(
 }
 
 /// Waits for Cassandra: the agent may well be started before it.
-async fn load_schema(cassandra: &Cassandra) -> Vec<TableSchema> {
+async fn load_schema(cassandra: &Cassandra) -> SchemaFile {
     let mut complained: Option<Instant> = None;
     loop {
-        match cassandra.load_schema().await {
-            Ok(tables) => return tables,
+        match cassandra.load_schema_file().await {
+            Ok(schema) => return schema,
             Err(error) if complained.is_none_or(|at| at.elapsed() >= COMPLAIN) => {
                 complained = Some(Instant::now());
                 tracing::warn!(%error, "waiting for Cassandra's schema");

@@ -1,6 +1,8 @@
 //! JCEKS (`com.sun.crypto.provider.JceKeyStore`): a list of entries, closed by a salted SHA-1. A secret key is a
 //! serialised Java object sealed with a key made from the password; opened, it is a serialised object again.
 
+use std::rc::Rc;
+
 use md5::Md5;
 use sha1::{Digest as _, Sha1};
 
@@ -62,19 +64,19 @@ fn sealed_key(object: Value) -> Result<SealedKey, KeystoreError> {
     else {
         return Err(DAMAGED);
     };
-    if seal != SEAL {
+    if *seal != *SEAL {
         return Err(KeystoreError::Unsupported { form: format!("JCEKS sealed with {seal}"), reason: "is not known" });
     }
     let mut parameters = der::Der(&parameters).enter(der::SEQUENCE)?;
     let salt = parameters.expect(der::OCTETS)?.try_into().map_err(|_| DAMAGED)?;
-    Ok(SealedKey { salt, rounds: rounds(parameters.number()?)?, sealed })
+    Ok(SealedKey { salt, rounds: rounds(parameters.number()?)?, sealed: sealed.to_vec() })
 }
 
 impl SealedKey {
     /// `None`: the password is another.
     pub(super) fn open(&self, password: &str) -> Result<Option<Vec<u8>>, KeystoreError> {
         // `PBES1Core`: each half of the salt is hashed with the password, round after round, to half of key and vector.
-        let password: Vec<u8> = password.chars().map(|char| (u32::from(char) & 0x7f) as u8).collect();
+        let password: Vec<u8> = password.chars().filter_map(|char| u8::try_from(u32::from(char) & 0x7f).ok()).collect();
         let mut material = Vec::with_capacity(32);
         for half in self.salt.chunks(4) {
             let mut hash = half.to_vec();
@@ -90,7 +92,7 @@ impl SealedKey {
         match object {
             Value::Object { class, fields } if class == "javax.crypto.spec.SecretKeySpec" => {
                 let key = fields.into_iter().find_map(|(name, value)| match value {
-                    Value::Bytes(key) if name == "key" => Some(key),
+                    Value::Bytes(key) if name == "key" => Some(key.to_vec()),
                     _ => None,
                 });
                 key.map(Some).ok_or(DAMAGED)
@@ -104,12 +106,12 @@ impl SealedKey {
     }
 }
 
-/// A value of Java's serialisation, as far as sealed keys use it.
+/// A value of Java's serialisation, as far as sealed keys use it. Cheap to name again, however long.
 #[derive(Clone)]
 enum Value {
     Null,
-    Text(String),
-    Bytes(Vec<u8>),
+    Text(Rc<str>),
+    Bytes(Rc<[u8]>),
     Object { class: String, fields: Vec<(String, Value)> },
 }
 
@@ -117,6 +119,8 @@ enum Value {
 enum Handle {
     Class(Class),
     Value(Value),
+    /// Nothing names one again.
+    Object,
 }
 
 #[derive(Clone)]
@@ -181,21 +185,20 @@ impl<'a> Input<'a> {
             0x70 => return Ok(Value::Null),
             0x71 => match self.handle(handles)? {
                 Handle::Value(value) => return Ok(value.clone()),
-                Handle::Class(_) => return Err(DAMAGED),
+                Handle::Class(_) | Handle::Object => return Err(DAMAGED),
             },
-            0x74 => Value::Text(self.text()?),
+            0x74 => Value::Text(self.text()?.into()),
             0x75 => {
                 let class = self.class(handles, depth)?.ok_or(DAMAGED)?;
                 if class.name != "[B" {
                     return Err(DAMAGED);
                 }
-                Value::Bytes(self.sized()?.to_vec())
+                Value::Bytes(self.sized()?.into())
             }
             0x73 => {
                 let class = self.class(handles, depth)?.ok_or(DAMAGED)?;
-                let at = handles.len();
-                handles.push(Handle::Value(Value::Null));
-                let mut fields = Vec::with_capacity(class.fields.len());
+                handles.push(Handle::Object);
+                let mut fields = Vec::new();
                 for (kind, name) in class.fields {
                     let value = match kind {
                         b'L' | b'[' => self.value(handles, depth + 1)?,
@@ -207,9 +210,7 @@ impl<'a> Input<'a> {
                     };
                     fields.push((name, value));
                 }
-                let object = Value::Object { class: class.name, fields };
-                handles[at] = Handle::Value(object.clone());
-                return Ok(object);
+                return Ok(Value::Object { class: class.name, fields });
             }
             _ => return Err(DAMAGED),
         };
@@ -231,7 +232,7 @@ impl<'a> Input<'a> {
             0x70 => Ok(None),
             0x71 => match self.handle(handles)? {
                 Handle::Class(class) => Ok(Some(class.clone())),
-                Handle::Value(_) => Err(DAMAGED),
+                Handle::Value(_) | Handle::Object => Err(DAMAGED),
             },
             0x72 => {
                 let name = self.text()?;

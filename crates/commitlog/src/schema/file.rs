@@ -10,10 +10,10 @@
 //! ```
 //!
 //! `written_us` is the row's write time; without it the row is older than anything in a log. `deletions` (rows known to
-//! be deleted) and `retired` (tables that were dropped and whose mutations may still be unread) are there when the file
-//! is a saved [`crate::SchemaHistory`].
+//! be deleted), `retired` (tables that were dropped and whose mutations may still be unread) and `reflected_us` are
+//! there when the file is a saved [`crate::SchemaHistory`].
 
-use std::{fs, io, path::Path, path::PathBuf};
+use std::{collections::BTreeMap, fs, io, path::Path, path::PathBuf};
 
 use cdc_model::{TableId, TableSchema};
 use serde::{Deserialize, Serialize};
@@ -56,8 +56,16 @@ pub enum RowKind {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Definition {
     /// `cdc` is null where the node that made the change has CDC switched off.
-    Table { id: TableId, cdc: Option<bool>, gc_grace_seconds: Option<i32> },
-    View { id: TableId, cdc: Option<bool>, gc_grace_seconds: Option<i32> },
+    Table {
+        id: TableId,
+        cdc: Option<bool>,
+        gc_grace_seconds: Option<i32>,
+    },
+    View {
+        id: TableId,
+        cdc: Option<bool>,
+        gc_grace_seconds: Option<i32>,
+    },
     /// `kind` is `partition_key`, `clustering`, `regular` or `static`.
     Column {
         kind: String,
@@ -73,7 +81,9 @@ pub enum Definition {
         ty: String,
         dropped_us: i64,
     },
-    Type { fields: Vec<(String, String)> },
+    Type {
+        fields: Vec<(String, String)>,
+    },
 }
 
 impl Definition {
@@ -98,11 +108,14 @@ impl Definition {
 #[serde(deny_unknown_fields)]
 pub struct SchemaRow {
     pub keyspace: String,
-    /// Of the table, view or type.
+    /// Of the table, view or user type.
     pub name: String,
     /// Of the column, for rows that are about one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub column: String,
+    /// Which table of this name a column belongs to; without it, the newest in the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<TableId>,
     #[serde(default = "before_any_log", skip_serializing_if = "is_before_any_log")]
     pub written_us: i64,
     #[serde(rename = "is")]
@@ -140,11 +153,15 @@ pub struct SchemaFile {
     pub deletions: Vec<SchemaDeletion>,
     #[serde(default)]
     pub retired: Vec<TableSchema>,
+    /// Up to when changes of a table, by their write time, are contained in its rows for certain. Without it: up to its
+    /// own row's, which every change of a table writes again.
+    #[serde(default)]
+    pub reflected_us: Option<BTreeMap<TableId, i64>>,
 }
 
 impl Default for SchemaFile {
     fn default() -> Self {
-        Self { version: VERSION, rows: Vec::new(), deletions: Vec::new(), retired: Vec::new() }
+        Self { version: VERSION, rows: Vec::new(), deletions: Vec::new(), retired: Vec::new(), reflected_us: None }
     }
 }
 
@@ -182,8 +199,9 @@ impl SchemaFile {
                 items.iter().map(|item| serde_json::to_string(item).expect("rows are plain data")).collect();
             if lines.is_empty() { "[]".to_owned() } else { format!("[\n{}\n]", lines.join(",\n")) }
         }
+        let reflected = serde_json::to_string(&self.reflected_us).expect("a map of numbers");
         format!(
-            "{{\"version\":{},\"rows\":{},\"deletions\":{},\"retired\":{}}}\n",
+            "{{\"version\":{},\"rows\":{},\"deletions\":{},\"retired\":{},\"reflected_us\":{reflected}}}\n",
             self.version,
             list(&self.rows),
             list(&self.deletions),
@@ -195,11 +213,11 @@ impl SchemaFile {
     pub fn tables(&self) -> (Vec<TableSchema>, Vec<SchemaFault>) {
         let rows = Rows::of(self);
         let (mut tables, mut faults) = (Vec::new(), Vec::new());
-        for (keyspace, name) in rows.names() {
-            match derive(&rows, &keyspace, &name) {
+        for (id, name) in rows.tables() {
+            match derive(&rows, id, &name) {
                 Ok(Some(table)) => tables.push(table),
                 Ok(None) => {}
-                Err(cause) => faults.push(SchemaFault { table: format!("{keyspace}.{name}"), cause }),
+                Err(cause) => faults.push(SchemaFault { table: name.to_string(), cause }),
             }
         }
         (tables, faults)

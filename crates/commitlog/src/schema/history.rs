@@ -13,7 +13,7 @@ use cdc_model::{
 use super::{
     builtin::{self, Meaning},
     file::{Definition, RowKind, SchemaFault, SchemaFile, SchemaRow},
-    rows::{Key, Rows, derive},
+    rows::{Name, Place, Rows, derive},
     truncation::{Truncation, truncations},
 };
 use crate::Schemas;
@@ -21,22 +21,23 @@ use crate::Schemas;
 /// Dropped tables remembered, the latest: their mutations stand in the log before their drop does.
 const RETIRED_MAX: usize = 1000;
 
-type Name = (String, String);
-
 /// The schemas of a node's tables, followed through its log.
 ///
-/// Begin with what is known ([`Self::from_file`]) or with nothing, give [`Self::apply`] all changes of one mutation before
-/// decoding the next, and every mutation is decoded with the schema it was written with. Cassandra's rows of
+/// Begin with what is known ([`Self::from_file`]) or with nothing, give [`Self::apply`] all changes of one mutation
+/// before decoding the next, and every mutation is decoded with the schema it was written with. Cassandra's rows of
 /// `system_schema` are resolved by write time, because a node also logs those it gets from others, at any later time. A
 /// table of which only a part is known (altered since, created before the log begins) stays unknown: it is not guessed.
+///
+/// A file may be ahead of the log, and a table in it then has its newest schema from the start: columns are known by
+/// name, dropped ones included, and nothing the log says of it before that takes it back.
 #[derive(Clone, Debug)]
 pub struct SchemaHistory {
     meanings: HashMap<TableId, Meaning>,
     rows: Rows,
-    /// Tables whose rows are all known.
-    whole: HashSet<Name>,
+    /// Tables whose rows are all known, and up to when their changes are in them whether the log has said so or not.
+    whole: HashMap<TableId, i64>,
     tables: HashMap<TableId, Arc<TableSchema>>,
-    current: HashMap<Name, TableId>,
+    live: HashMap<TableId, Name>,
     retired: VecDeque<TableId>,
 }
 
@@ -70,9 +71,9 @@ impl SchemaHistory {
         let mut this = Self {
             meanings: HashMap::new(),
             rows: Rows::default(),
-            whole: HashSet::new(),
+            whole: HashMap::new(),
             tables: HashMap::new(),
-            current: HashMap::new(),
+            live: HashMap::new(),
             retired: VecDeque::new(),
         };
         for (table, meaning) in builtin::tables() {
@@ -94,18 +95,18 @@ impl SchemaHistory {
             }
         }
         this.rows = Rows::of(&file);
-        let names = this.rows.names();
-        this.whole = names.iter().cloned().collect();
-        let faults = this.derive(names).faults;
+        let tables = this.rows.tables();
+        this.know(&tables, file.reflected_us.as_ref());
+        let faults = this.derive(tables.into_iter().collect()).faults;
         (this, faults)
     }
 
     /// What [`Self::from_file`] takes back.
     pub fn to_file(&self) -> SchemaFile {
-        let is_known = |key: &Key| self.whole.contains(&(key.keyspace.clone(), key.name.clone()));
-        let (rows, deletions) = self.rows.list(|key| key.kind == RowKind::Type || is_known(key));
+        let (rows, deletions) = self.rows.list(|table| self.whole.contains_key(&table));
         let retired = self.retired.iter().filter_map(|id| self.tables.get(id)).map(|table| (**table).clone());
-        SchemaFile { rows, deletions, retired: retired.collect(), ..SchemaFile::default() }
+        let reflected_us = Some(self.whole.iter().map(|(id, until)| (*id, *until)).collect());
+        SchemaFile { rows, deletions, retired: retired.collect(), reflected_us, ..SchemaFile::default() }
     }
 
     /// Whether changes of this table belong to [`Self::apply`], so that the decoder must not skip them.
@@ -120,132 +121,147 @@ impl SchemaHistory {
 
     /// Takes in all changes of one mutation; those of tables that are not followed say nothing here.
     pub fn apply(&mut self, changes: &[Change]) -> Followed {
-        let mut touched = Touched::default();
+        let mut mutation = SchemaMutation::default();
         let mut truncated = Vec::new();
         for change in changes {
             match self.meanings.get(&change.table.id) {
-                Some(Meaning::Row(kind)) => self.fold(*kind, change, &mut touched),
+                Some(Meaning::Row(kind)) => self.delete(*kind, change, &mut mutation),
                 Some(Meaning::Local) => truncated.extend(truncations(change)),
                 Some(Meaning::Nothing) | None => {}
             }
         }
-        let mut names = touched.names;
-        for keyspace in &touched.keyspaces {
-            let of = |(own, _): &&Name| own == keyspace;
-            names.extend(self.rows.names().iter().filter(of).cloned());
-            names.extend(self.current.keys().filter(of).cloned());
+        if mutation.is_empty() {
+            return Followed { truncations: truncated, ..Followed::default() };
         }
-        let keys = touched.keys;
-        self.whole.extend(touched.born.into_iter().filter(|(name, id)| is_whole(*id, keys.get(name))).map(|(n, _)| n));
-        Followed { truncations: truncated, ..self.derive(names) }
+        let known = self.rows.tables().into_iter().chain(self.live.clone());
+        let mut touched: BTreeSet<(TableId, Name)> = known.filter(|(_, name)| mutation.touches(name)).collect();
+        for row in mutation.rows.iter_mut().filter(|row| row.definition.kind() != RowKind::Type) {
+            let name = Name { keyspace: row.keyspace.clone(), name: row.name.clone() };
+            row.table = row.table.or_else(|| mutation.born.get(&name).copied());
+            touched.extend(row.table.map(|table| (table, name)));
+        }
+        self.whole.extend(mutation.whole().into_iter().map(|id| (id, i64::MIN)));
+        // What a file that is ahead of the log has told already is no news.
+        let is_news = |row: &SchemaRow| {
+            let reflected = row.table.and_then(|table| self.whole.get(&table));
+            reflected.is_none_or(|reflected| *reflected < row.written_us)
+        };
+        let news = mutation.rows.into_iter().filter(is_news).collect();
+        self.rows.write_all(news);
+        Followed { truncations: truncated, ..self.derive(touched) }
     }
 
-    /// Takes over a schema read from the node, as it is now: what it does not hold was dropped.
-    ///
-    /// It may be ahead of the log. Rows keep their write times, so what the log then repeats changes nothing.
+    /// Takes over a schema read from the node, as it is now: tables it does not hold were dropped.
     pub fn refresh(&mut self, file: SchemaFile) -> Followed {
-        let keys: HashSet<Key> = file.rows.iter().map(Key::of).collect();
-        self.rows.retain(|key| keys.contains(key));
-        let mut names: BTreeSet<Name> = self.current.keys().cloned().collect();
-        file.rows.into_iter().for_each(|row| self.rows.write(row));
-        let known = self.rows.names();
-        self.whole = known.iter().cloned().collect();
-        names.extend(known);
-        self.derive(names)
+        let read = Rows::of(&file);
+        let tables = read.tables();
+        self.rows.forget(|id| tables.contains_key(&id));
+        self.rows.write_all(read.list(|_| true).0);
+        self.know(&tables, None);
+        let gone: Vec<TableId> = self.live.keys().filter(|id| !tables.contains_key(id)).copied().collect();
+        let mut dropped = Vec::new();
+        for id in gone {
+            self.live.remove(&id);
+            dropped.extend(self.tables.get(&id).cloned());
+            self.retire(id);
+        }
+        Followed { dropped, ..self.derive(tables.into_iter().collect()) }
     }
 
-    fn fold(&mut self, kind: RowKind, change: &Change, touched: &mut Touched) {
+    /// Tables whose rows were read all at once.
+    fn know(&mut self, tables: &HashMap<TableId, Name>, reflected: Option<&BTreeMap<TableId, i64>>) {
+        for (id, name) in tables {
+            let reflected = match reflected {
+                Some(reflected) => reflected.get(id).copied(),
+                None => self.rows.written(name, *id),
+            };
+            self.whole.insert(*id, reflected.unwrap_or(i64::MIN));
+        }
+    }
+
+    /// Deletes what a change deletes, and keeps for later what it writes.
+    fn delete(&mut self, kind: RowKind, change: &Change, mutation: &mut SchemaMutation) {
         let Some(keyspace) = text(&change.partition_key) else { return };
         match &change.body {
             ChangeBody::DeletePartition(deletion) => {
-                self.rows.delete(Key::all(&keyspace, kind), deletion.time.0);
-                self.rows.delete_where(&keyspace, kind, deletion.time.0, |_| true);
-                touched.keyspaces.insert(keyspace);
+                let all = Place { keyspace: keyspace.clone(), kind, name: String::new(), column: String::new() };
+                self.rows.delete(all, deletion.time.0);
+                mutation.keyspaces.insert(keyspace);
             }
             ChangeBody::DeleteRange(range) => {
-                let has_column = change.table.clustering.len() > 1;
-                self.rows.delete_where(&keyspace, kind, range.deletion.time.0, |key| {
-                    let values = [&key.name, &key.column].into_iter().take(1 + usize::from(has_column));
-                    range.covers(&change.table, &Clustering::new(values.map(Some)))
+                let columns = change.table.clustering.len();
+                self.rows.delete_where(&keyspace, kind, range.deletion.time.0, |(name, column)| {
+                    range.covers(&change.table, &Clustering::new([name, column].into_iter().take(columns).map(Some)))
                 });
-                touched.keyspaces.insert(keyspace);
+                mutation.keyspaces.insert(keyspace);
             }
             ChangeBody::Row { clustering, row } => {
                 let mut values = clustering.values().flatten().filter_map(|value| text(&value));
                 let Some(name) = values.next().filter(|name| !name.is_empty()) else { return };
                 let column = values.next().unwrap_or_default();
-                let own = (keyspace.clone(), name.clone());
-                match kind {
-                    RowKind::Type => _ = touched.keyspaces.insert(keyspace.clone()),
-                    _ => _ = touched.names.insert(own.clone()),
+                if kind == RowKind::Type {
+                    // Any table of the keyspace may use it.
+                    mutation.keyspaces.insert(keyspace.clone());
+                } else {
+                    mutation.names.insert(Name { keyspace: keyspace.clone(), name: name.clone() });
                 }
                 if let Some(deletion) = row.deletion {
-                    let key = Key { keyspace: keyspace.clone(), kind, name: name.clone(), column: column.clone() };
-                    self.rows.delete(key, deletion.time.0);
+                    if kind == RowKind::Column {
+                        mutation.shrunk.insert(Name { keyspace: keyspace.clone(), name: name.clone() });
+                    }
+                    let (keyspace, name, column) = (keyspace.clone(), name.clone(), column.clone());
+                    self.rows.delete(Place { keyspace, kind, name, column }, deletion.time.0);
                 }
                 if let Some(definition) = definition(kind, &change.table, row) {
-                    let written_us = written(row).0;
-                    match &definition {
-                        Definition::Table { id, .. } | Definition::View { id, .. } => {
-                            touched.born.insert(own, *id);
-                        }
-                        Definition::Column { kind, .. } if kind == "partition_key" => {
-                            touched.keys.entry(own).or_default().push(written_us);
-                        }
-                        _ => {}
+                    let (written_us, table) = (written(row).0, definition.table());
+                    if let Some(id) = table {
+                        mutation.born.insert(Name { keyspace: keyspace.clone(), name: name.clone() }, id);
                     }
-                    self.rows.write(SchemaRow { keyspace, name, column, written_us, definition });
+                    mutation.rows.push(SchemaRow { keyspace, name, column, table, written_us, definition });
                 }
             }
             ChangeBody::Static(_) => {}
         }
     }
 
-    /// Brings the tables of these names up to their rows.
-    fn derive(&mut self, names: BTreeSet<Name>) -> Followed {
+    /// Brings these tables up to their rows.
+    fn derive(&mut self, touched: BTreeSet<(TableId, Name)>) -> Followed {
         let mut followed = Followed::default();
-        for name in names {
-            let derived = match derive(&self.rows, &name.0, &name.1) {
-                Ok(Some(_)) if !self.whole.contains(&name) => {
+        for (id, name) in touched {
+            let derived = match derive(&self.rows, id, &name) {
+                Ok(Some(_)) if !self.whole.contains_key(&id) => {
                     Err("the log holds only changes of it; its schema must come from the node or a file".to_owned())
                 }
+                Ok(Some(table)) => match self.tables.get(&id) {
+                    Some(known) => known.evolve(table).map(Some).map_err(|error| error.to_string()),
+                    None => Ok(Some(table)),
+                },
                 derived => derived,
             };
-            let known = self.current.get(&name).copied();
-            if let Some(id) = known
-                && derived.as_ref().ok().and_then(Option::as_ref).is_none_or(|table| table.id != id)
-            {
-                self.current.remove(&name);
-                followed.dropped.extend(self.tables.get(&id).cloned());
-                self.retire(id);
-            }
-            let evolved = match derived {
-                Ok(Some(table)) => match self.tables.get(&table.id) {
-                    Some(known) => known.evolve(table).map_err(|error| error.to_string()),
-                    None => Ok(table),
-                },
-                Ok(None) => {
-                    self.whole.remove(&name);
-                    continue;
-                }
-                Err(cause) => Err(cause),
-            };
-            match evolved {
-                Ok(table) => {
-                    self.current.insert(name, table.id);
-                    self.retired.retain(|id| *id != table.id);
-                    if self.tables.get(&table.id).is_none_or(|known| **known != table) {
+            match derived {
+                Ok(Some(table)) => {
+                    self.live.insert(id, name);
+                    // A node deletes its own tables' rows at every start and writes them again.
+                    self.retired.retain(|retired| *retired != id);
+                    if self.tables.get(&id).is_none_or(|known| **known != table) {
                         let table = Arc::new(table);
-                        self.tables.insert(table.id, Arc::clone(&table));
+                        self.tables.insert(id, Arc::clone(&table));
                         followed.tables.push(table);
+                    }
+                }
+                Ok(None) => {
+                    if self.live.remove(&id).is_some() {
+                        self.whole.remove(&id);
+                        followed.dropped.extend(self.tables.get(&id).cloned());
+                        self.retire(id);
                     }
                 }
                 Err(cause) => {
                     // Undecodable rather than decoded with what it was before.
-                    if let Some(id) = known.filter(|id| !self.follows(*id)) {
+                    if !self.follows(id) {
                         self.tables.remove(&id);
                     }
-                    followed.faults.push(SchemaFault { table: format!("{}.{}", name.0, name.1), cause });
+                    followed.faults.push(SchemaFault { table: name.to_string(), cause });
                 }
             }
         }
@@ -253,44 +269,71 @@ impl SchemaHistory {
     }
 
     fn retire(&mut self, id: TableId) {
-        if self.follows(id) {
+        if self.follows(id) || self.retired.contains(&id) {
             return;
         }
         self.retired.push_back(id);
-        if self.retired.len() > RETIRED_MAX
-            && let Some(oldest) = self.retired.pop_front()
-            && let Some(table) = self.tables.remove(&oldest)
-            && !self.current.contains_key(&(table.keyspace.clone(), table.name.clone()))
-        {
-            self.rows.forget(&table.keyspace, &table.name);
+        if self.retired.len() <= RETIRED_MAX {
+            return;
+        }
+        let Some(oldest) = self.retired.pop_front() else { return };
+        self.rows.forget(|id| id == oldest);
+        self.whole.remove(&oldest);
+        if let Some(table) = self.tables.remove(&oldest) {
+            let name = Name { keyspace: table.keyspace.clone(), name: table.name.clone() };
+            if !self.live.values().any(|live| *live == name) {
+                self.rows.forget_deletions(&name);
+            }
         }
     }
 }
 
-/// What one mutation was about.
+/// What one mutation says of `system_schema`.
 #[derive(Default)]
-struct Touched {
-    names: BTreeSet<Name>,
-    keyspaces: BTreeSet<String>,
-    /// Tables with a row of their own, and their ids.
+struct SchemaMutation {
+    rows: Vec<SchemaRow>,
+    /// Tables whose own row is among them.
     born: BTreeMap<Name, TableId>,
-    /// When the partition key's columns in it were written.
-    keys: BTreeMap<Name, Vec<i64>>,
+    names: HashSet<Name>,
+    /// Tables of which a column is deleted.
+    shrunk: HashSet<Name>,
+    /// Keyspaces of which anything may have changed.
+    keyspaces: HashSet<String>,
 }
 
-/// Whether a mutation with a table's row and these columns of its partition key holds all of the table.
-///
-/// An `ALTER TABLE` repeats the table's row and holds the columns it changes, key columns where it renames or masks them
-/// (`SchemaKeyspace.addAlterTableToSchemaMutation`). What tells a `CREATE TABLE` apart is that the id, which is a time,
-/// and the columns are of the same time. The node's own tables have an id made of their name and are written whole.
-fn is_whole(id: TableId, keys: Option<&Vec<i64>>) -> bool {
-    const TOLERANCE_US: i64 = 60_000_000;
-    let Some(keys) = keys else { return false };
-    let Some(made) = id.0.get_timestamp() else { return id.0.get_version_num() == 3 };
-    let (seconds, nanoseconds) = made.to_unix();
-    let made = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000);
-    let made = made.saturating_add(i64::from(nanoseconds / 1000));
-    keys.iter().all(|written| made.abs_diff(*written) < TOLERANCE_US.unsigned_abs())
+impl SchemaMutation {
+    fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.names.is_empty() && self.keyspaces.is_empty()
+    }
+
+    fn touches(&self, name: &Name) -> bool {
+        self.names.contains(name) || self.keyspaces.contains(&name.keyspace)
+    }
+
+    /// Tables of which everything is here.
+    ///
+    /// An `ALTER TABLE` repeats the table's row and holds the columns it changes, key columns where it renames or masks
+    /// them (`SchemaKeyspace.addAlterTableToSchemaMutation`). What tells a `CREATE TABLE` apart is that the id, which is
+    /// a time, and the columns are of the same time, and that it deletes no column, as a rename does. The node's own
+    /// tables have an id made of their name and are written whole.
+    fn whole(&self) -> Vec<TableId> {
+        const TOLERANCE_US: u64 = 60_000_000;
+        let is_whole = |(name, id): &(&Name, &TableId)| {
+            let keys = self.rows.iter().filter(|row| row.keyspace == name.keyspace && row.name == name.name);
+            let mut keys = keys
+                .filter(|row| matches!(&row.definition, Definition::Column { kind, .. } if kind == "partition_key"))
+                .peekable();
+            if keys.peek().is_none() || self.shrunk.contains(*name) {
+                return false;
+            }
+            let Some(made) = id.0.get_timestamp() else { return id.0.get_version_num() == 3 };
+            let (seconds, nanoseconds) = made.to_unix();
+            let made = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000);
+            let made = made.saturating_add(i64::from(nanoseconds / 1000));
+            keys.all(|key| made.abs_diff(key.written_us) < TOLERANCE_US)
+        };
+        self.born.iter().filter(is_whole).map(|(_, id)| *id).collect()
+    }
 }
 
 fn text(bytes: &Bytes) -> Option<String> {

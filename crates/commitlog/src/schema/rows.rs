@@ -1,42 +1,56 @@
 //! Rows of `system_schema`, the newest of each, and the tables they describe.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
 
-use cdc_model::{Column, ColumnKind, CqlType, KeyColumn, TableSchema, UdtResolver, parse_type};
+use cdc_model::{Column, ColumnKind, CqlType, KeyColumn, TableId, TableSchema, UdtResolver, parse_type};
+use uuid::Uuid;
 
 use super::file::{Definition, RowKind, SchemaDeletion, SchemaFile, SchemaRow};
 
 /// Cassandra's default, for tables that do not say.
 const GC_GRACE_SECONDS: i32 = 864_000;
+/// Stands for the table of rows that belong to none: those of user types.
+const NO_TABLE: TableId = TableId(Uuid::nil());
 
+/// Keyspace and name of a table, view or user type.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub(super) struct Key {
+pub(super) struct Name {
+    pub(super) keyspace: String,
+    pub(super) name: String,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.keyspace, self.name)
+    }
+}
+
+/// A row's place in `system_schema`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Place {
     pub(super) keyspace: String,
     pub(super) kind: RowKind,
     pub(super) name: String,
     pub(super) column: String,
 }
 
-impl Key {
-    fn new(keyspace: &str, kind: RowKind, name: &str, column: &str) -> Self {
-        Self { keyspace: keyspace.to_owned(), kind, name: name.to_owned(), column: column.to_owned() }
-    }
-
-    pub(super) fn of(row: &SchemaRow) -> Self {
-        Self::new(&row.keyspace, row.definition.kind(), &row.name, &row.column)
-    }
-
-    /// The key under which a deletion of all rows of a kind in a keyspace is kept: no row has an empty name.
-    pub(super) fn all(keyspace: &str, kind: RowKind) -> Self {
-        Self::new(keyspace, kind, "", "")
-    }
+/// A row: of one table, since one of the same name may follow it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Key {
+    keyspace: String,
+    kind: RowKind,
+    name: String,
+    table: TableId,
+    column: String,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Slot {
+struct Row {
     written: i64,
-    /// `None`: deleted.
-    definition: Option<Definition>,
+    definition: Definition,
 }
 
 /// The newest of each row by write time, whatever the order they come in.
@@ -44,135 +58,152 @@ struct Slot {
 /// Cassandra resolves cell by cell. Schema rows are written whole, so this is the same, but for `cdc`, which a node
 /// with CDC switched off leaves out (`SchemaKeyspace.addTableParamsToRowBuilder`).
 #[derive(Clone, Default, Debug)]
-pub(super) struct Rows(BTreeMap<Key, Slot>);
+pub(super) struct Rows {
+    rows: BTreeMap<Key, Row>,
+    /// Up to when nothing that was written at a place is there any more; an empty name means the whole keyspace.
+    deleted: BTreeMap<Place, i64>,
+}
 
 impl Rows {
     pub(super) fn of(file: &SchemaFile) -> Self {
         let mut rows = Self::default();
-        file.deletions.iter().for_each(|deletion| rows.delete(key_of(deletion), deletion.deleted_us));
-        file.rows.iter().for_each(|row| rows.write(row.clone()));
+        for SchemaDeletion { keyspace, kind, name, column, deleted_us } in file.deletions.iter().cloned() {
+            rows.delete(Place { keyspace, kind, name, column }, deleted_us);
+        }
+        rows.write_all(file.rows.clone());
         rows
     }
 
+    /// Takes over rows that were read together: columns belong to the table that is among them.
+    pub(super) fn write_all(&mut self, rows: Vec<SchemaRow>) {
+        let (tables, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.definition.table().is_some());
+        tables.into_iter().chain(others).for_each(|row| self.write(row));
+    }
+
+    /// A column's row without its table goes to the newest of the name; where there is none it says nothing.
     pub(super) fn write(&mut self, row: SchemaRow) {
-        let all = self.0.get(&Key::all(&row.keyspace, row.definition.kind()));
-        if all.is_some_and(|all| all.written >= row.written_us) {
+        let SchemaRow { keyspace, name, column, table, written_us: written, mut definition } = row;
+        let kind = definition.kind();
+        let all = Place { keyspace: keyspace.clone(), kind, name: String::new(), column: String::new() };
+        let own = Place { name: name.clone(), column: column.clone(), ..all.clone() };
+        if [all, own].iter().any(|place| self.deleted.get(place).is_some_and(|deleted| *deleted >= written)) {
             return;
         }
-        let mut definition = row.definition;
-        let key = Key { keyspace: row.keyspace, kind: definition.kind(), name: row.name, column: row.column };
-        match self.0.get_mut(&key) {
-            Some(known) if known.written > row.written_us || known.written == row.written_us && known.is_deleted() => {
-                known.keep_cdc_of(&definition);
-            }
-            Some(known) => {
-                if let (Some(cdc @ None), Some(Some(older))) = (cdc_of(&mut definition), known.cdc()) {
-                    *cdc = Some(older);
-                }
-                *known = Slot { written: row.written_us, definition: Some(definition) };
-            }
-            None => {
-                self.0.insert(key, Slot { written: row.written_us, definition: Some(definition) });
-            }
-        }
-    }
-
-    pub(super) fn delete(&mut self, key: Key, at: i64) {
-        let slot = self.0.entry(key).or_insert(Slot { written: at, definition: None });
-        if slot.written <= at {
-            *slot = Slot { written: at, definition: None };
-        }
-    }
-
-    /// Deletes what a deletion of a whole keyspace or of a range of its rows covers.
-    pub(super) fn delete_where(&mut self, keyspace: &str, kind: RowKind, at: i64, covers: impl Fn(&Key) -> bool) {
-        for (key, slot) in self.0.range_mut(Key::all(keyspace, kind)..) {
-            if key.keyspace != keyspace || key.kind != kind {
-                break;
-            }
-            if slot.written <= at && covers(key) {
-                *slot = Slot { written: at, definition: None };
-            }
-        }
-    }
-
-    /// Forgets the other rows, as if they had never been there; deletions stay.
-    pub(super) fn retain(&mut self, keep: impl Fn(&Key) -> bool) {
-        self.0.retain(|key, slot| slot.is_deleted() || keep(key));
-    }
-
-    /// Forgets all there is of a table, deletions too.
-    pub(super) fn forget(&mut self, keyspace: &str, name: &str) {
-        self.0.retain(|key, _| key.kind == RowKind::Type || key.keyspace != keyspace || key.name != name);
-    }
-
-    fn in_kind(&self, keyspace: &str, kind: RowKind, name: &str) -> impl Iterator<Item = (&str, &Definition)> {
-        self.0
-            .range(Key::new(keyspace, kind, name, "")..)
-            .take_while(move |(key, _)| key.keyspace == keyspace && key.kind == kind && key.name == name)
-            .filter_map(|(key, slot)| Some((key.column.as_str(), slot.definition.as_ref()?)))
-    }
-
-    fn get(&self, keyspace: &str, kind: RowKind, name: &str) -> Option<&Definition> {
-        self.in_kind(keyspace, kind, name).next().map(|(_, definition)| definition)
-    }
-
-    /// Keyspace and name of every table and view.
-    pub(super) fn names(&self) -> BTreeSet<(String, String)> {
-        let is_table = |(key, slot): &(&Key, &Slot)| {
-            matches!(key.kind, RowKind::Table | RowKind::View) && slot.definition.is_some()
+        let table = match kind {
+            RowKind::Type => Some(NO_TABLE),
+            RowKind::Table | RowKind::View => definition.table(),
+            RowKind::Column | RowKind::DroppedColumn => table.or_else(|| self.newest(&keyspace, &name)),
         };
-        self.0.iter().filter(is_table).map(|(key, _)| (key.keyspace.clone(), key.name.clone())).collect()
+        let Some(table) = table else { return };
+        let key = Key { keyspace, kind, name, table, column };
+        match self.rows.get_mut(&key) {
+            Some(known) if known.written > written => known.definition.take_cdc(&definition),
+            Some(known) => {
+                definition.take_cdc(&known.definition);
+                *known = Row { written, definition };
+            }
+            None => _ = self.rows.insert(key, Row { written, definition }),
+        }
     }
 
-    /// What is put into a file: these rows, and what is known to be deleted.
-    pub(super) fn list(&self, keep: impl Fn(&Key) -> bool) -> (Vec<SchemaRow>, Vec<SchemaDeletion>) {
-        let (mut rows, mut deletions) = (Vec::new(), Vec::new());
-        for (key, slot) in &self.0 {
-            let Key { keyspace, kind, name, column } = key.clone();
-            match &slot.definition {
-                Some(definition) if keep(key) => {
-                    let (written_us, definition) = (slot.written, definition.clone());
-                    rows.push(SchemaRow { keyspace, name, column, written_us, definition });
-                }
-                Some(_) => {}
-                None => deletions.push(SchemaDeletion { keyspace, kind, name, column, deleted_us: slot.written }),
-            }
-        }
-        (rows, deletions)
+    pub(super) fn delete(&mut self, place: Place, at: i64) {
+        let Place { keyspace, kind, name, column } = place.clone();
+        let everything = name.is_empty();
+        self.delete_where(&keyspace, kind, at, |key| everything || (*key.0 == *name && *key.1 == *column));
+        let deleted = self.deleted.entry(place).or_insert(at);
+        *deleted = at.max(*deleted);
+    }
+
+    /// Deletes what was written up to then where the name and column are covered.
+    pub(super) fn delete_where(
+        &mut self,
+        keyspace: &str,
+        kind: RowKind,
+        at: i64,
+        covers: impl Fn((&str, &str)) -> bool,
+    ) {
+        self.rows.retain(|key, row| {
+            let is_other = key.keyspace != keyspace || key.kind != kind || row.written > at;
+            is_other || !covers((&key.name, &key.column))
+        });
+    }
+
+    /// Forgets the rows of tables, as if they had never been there.
+    pub(super) fn forget(&mut self, is_forgotten: impl Fn(TableId) -> bool) {
+        self.rows.retain(|key, _| key.table == NO_TABLE || !is_forgotten(key.table));
+    }
+
+    /// Forgets up to when rows of a name were deleted.
+    pub(super) fn forget_deletions(&mut self, name: &Name) {
+        let is_own = |place: &Place| place.keyspace == name.keyspace && place.name == name.name;
+        self.deleted.retain(|place, _| place.kind == RowKind::Type || !is_own(place));
+    }
+
+    fn of_table(&self, name: &Name, kind: RowKind, table: TableId) -> impl Iterator<Item = (&str, &Row)> {
+        let (keyspace, name) = (name.keyspace.clone(), name.name.clone());
+        let first = Key { keyspace, kind, name, table, column: String::new() };
+        self.rows
+            .range(first.clone()..)
+            .take_while(move |(key, _)| {
+                key.table == table && key.name == first.name && key.kind == kind && key.keyspace == first.keyspace
+            })
+            .map(|(key, row)| (key.column.as_str(), row))
+    }
+
+    /// The table or view of this name whose row was written last.
+    fn newest(&self, keyspace: &str, name: &str) -> Option<TableId> {
+        let of = |kind| {
+            let first = Key { keyspace: keyspace.into(), kind, name: name.into(), table: NO_TABLE, column: "".into() };
+            let is_own = move |key: &Key| key.kind == kind && key.keyspace == keyspace && key.name == name;
+            self.rows.range(first..).take_while(move |(key, _)| is_own(key))
+        };
+        let tables = of(RowKind::Table).chain(of(RowKind::View));
+        tables.max_by_key(|(_, row)| row.written).map(|(key, _)| key.table)
+    }
+
+    /// Every table and view.
+    pub(super) fn tables(&self) -> HashMap<TableId, Name> {
+        let tables = self.rows.keys().filter(|key| matches!(key.kind, RowKind::Table | RowKind::View));
+        tables.map(|key| (key.table, Name { keyspace: key.keyspace.clone(), name: key.name.clone() })).collect()
+    }
+
+    /// When a table's own row was written, which every change of the table does.
+    pub(super) fn written(&self, name: &Name, table: TableId) -> Option<i64> {
+        let of = |kind| self.of_table(name, kind, table).next().map(|(_, row)| row.written);
+        of(RowKind::Table).or_else(|| of(RowKind::View))
+    }
+
+    /// What is put into a file: user types, the rows of these tables, and what is known to be deleted.
+    pub(super) fn list(&self, keep: impl Fn(TableId) -> bool) -> (Vec<SchemaRow>, Vec<SchemaDeletion>) {
+        let rows = self.rows.iter().filter(|(key, _)| key.table == NO_TABLE || keep(key.table)).map(|(key, row)| {
+            let Key { keyspace, kind, name, table, column } = key.clone();
+            let table = matches!(kind, RowKind::Column | RowKind::DroppedColumn).then_some(table);
+            let (written_us, definition) = (row.written, row.definition.clone());
+            SchemaRow { keyspace, name, column, table, written_us, definition }
+        });
+        let deletions = self.deleted.iter().map(|(place, deleted_us)| {
+            let Place { keyspace, kind, name, column } = place.clone();
+            SchemaDeletion { keyspace, kind, name, column, deleted_us: *deleted_us }
+        });
+        (rows.collect(), deletions.collect())
     }
 }
 
-impl Slot {
-    fn is_deleted(&self) -> bool {
-        self.definition.is_none()
-    }
-
-    fn cdc(&self) -> Option<Option<bool>> {
-        match self.definition {
-            Some(Definition::Table { cdc, .. } | Definition::View { cdc, .. }) => Some(cdc),
+impl Definition {
+    /// The table whose own row it is.
+    pub(super) fn table(&self) -> Option<TableId> {
+        match self {
+            Self::Table { id, .. } | Self::View { id, .. } => Some(*id),
             _ => None,
         }
     }
 
-    fn keep_cdc_of(&mut self, older: &Definition) {
-        if let (Definition::Table { cdc: older, .. }, Some(Definition::Table { cdc, .. })) =
-            (older, &mut self.definition)
-        {
-            *cdc = cdc.or(*older);
+    /// Takes over `cdc` where it is left out here.
+    fn take_cdc(&mut self, other: &Self) {
+        if let (Self::Table { cdc, .. }, Self::Table { cdc: other, .. }) = (self, other) {
+            *cdc = cdc.or(*other);
         }
     }
-}
-
-fn cdc_of(definition: &mut Definition) -> Option<&mut Option<bool>> {
-    match definition {
-        Definition::Table { cdc, .. } | Definition::View { cdc, .. } => Some(cdc),
-        _ => None,
-    }
-}
-
-fn key_of(deletion: &SchemaDeletion) -> Key {
-    Key::new(&deletion.keyspace, deletion.kind, &deletion.name, &deletion.column)
 }
 
 struct Types<'a> {
@@ -186,27 +217,30 @@ impl UdtResolver for Types<'_> {
     }
 
     fn fields(&self, name: &str) -> Option<&[(String, String)]> {
-        match self.rows.get(self.keyspace, RowKind::Type, name)? {
+        let (keyspace, name) = (self.keyspace.to_owned(), name.to_owned());
+        let key = Key { keyspace, kind: RowKind::Type, name, table: NO_TABLE, column: String::new() };
+        match &self.rows.rows.get(&key)?.definition {
             Definition::Type { fields } => Some(fields),
             _ => None,
         }
     }
 }
 
-/// The table or view of this name; `None` if there is none.
-pub(super) fn derive(rows: &Rows, keyspace: &str, name: &str) -> Result<Option<TableSchema>, String> {
-    let own = rows.get(keyspace, RowKind::Table, name).or_else(|| rows.get(keyspace, RowKind::View, name));
-    let Some(Definition::Table { id, cdc, gc_grace_seconds } | Definition::View { id, cdc, gc_grace_seconds }) = own
+/// The table or view of this id; `None` if there is none.
+pub(super) fn derive(rows: &Rows, id: TableId, name: &Name) -> Result<Option<TableSchema>, String> {
+    let own = |kind| rows.of_table(name, kind, id).next().map(|(_, row)| &row.definition);
+    let own = own(RowKind::Table).or_else(|| own(RowKind::View));
+    let Some(Definition::Table { cdc, gc_grace_seconds, .. } | Definition::View { cdc, gc_grace_seconds, .. }) = own
     else {
         return Ok(None);
     };
-    let types = Types { rows, keyspace };
+    let types = Types { rows, keyspace: &name.keyspace };
     let parse = |column: &str, text: &str| -> Result<CqlType, String> {
         parse_type(text, &types).map_err(|error| format!("column {column}: {error}"))
     };
     let (mut partition_key, mut clustering, mut columns) = (Vec::new(), Vec::new(), Vec::new());
-    for (column, definition) in rows.in_kind(keyspace, RowKind::Column, name) {
-        let Definition::Column { kind, position, reversed, ty } = definition else { continue };
+    for (column, row) in rows.of_table(name, RowKind::Column, id) {
+        let Definition::Column { kind, position, reversed, ty } = &row.definition else { continue };
         let (name, ty) = (column.to_owned(), parse(column, ty)?);
         match kind.as_str() {
             "partition_key" => partition_key.push((*position, KeyColumn { name, ty, reversed: false })),
@@ -214,15 +248,15 @@ pub(super) fn derive(rows: &Rows, keyspace: &str, name: &str) -> Result<Option<T
             kind => columns.push(Column { name, ty, kind: column_kind(kind), dropped: None }),
         }
     }
-    for (column, definition) in rows.in_kind(keyspace, RowKind::DroppedColumn, name) {
-        let Definition::DroppedColumn { kind, ty, dropped_us } = definition else { continue };
+    for (column, row) in rows.of_table(name, RowKind::DroppedColumn, id) {
+        let Definition::DroppedColumn { kind, ty, dropped_us } = &row.definition else { continue };
         let (name, ty) = (column.to_owned(), parse(column, ty)?);
         columns.push(Column { name, ty, kind: column_kind(kind), dropped: Some(*dropped_us) });
     }
     let schema = TableSchema {
-        id: *id,
-        keyspace: keyspace.to_owned(),
-        name: name.to_owned(),
+        id,
+        keyspace: name.keyspace.clone(),
+        name: name.name.clone(),
         partition_key: in_order(partition_key)?,
         clustering: in_order(clustering)?,
         columns,
@@ -235,7 +269,7 @@ pub(super) fn derive(rows: &Rows, keyspace: &str, name: &str) -> Result<Option<T
 fn in_order(mut columns: Vec<(i32, KeyColumn)>) -> Result<Vec<KeyColumn>, String> {
     columns.sort_by_key(|(position, _)| *position);
     if columns.iter().zip(0..).any(|((position, _), expected)| *position != expected) {
-        return Err("a key column is missing".to_owned());
+        return Err("its key columns are not known".to_owned());
     }
     Ok(columns.into_iter().map(|(_, column)| column).collect())
 }

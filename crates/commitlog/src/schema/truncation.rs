@@ -26,20 +26,21 @@ pub(super) fn truncations(change: &Change) -> impl Iterator<Item = Truncation> {
     };
     let column = change.table.column_id(b"truncated_at");
     let cells = row.into_iter().flat_map(|row| &row.columns).filter(move |(id, _)| Some(*id) == column);
-    cells.flat_map(|(_, state)| match state {
-        ColumnState::Complex(complex) => complex.cells.as_slice(),
-        ColumnState::Simple(_) => &[],
-    })
-    .filter_map(|(path, cell)| {
-        let CellValue::Live(value) = &cell.value else { return None };
-        let (segment, rest) = value.split_first_chunk::<8>()?;
-        let (offset, wall) = rest.split_first_chunk::<4>()?;
-        let segment = u64::try_from(i64::from_be_bytes(*segment)).ok().map(SegmentId);
-        let offset = u64::try_from(i32::from_be_bytes(*offset)).ok();
-        Some(Truncation {
-            table: TableId(Uuid::from_slice(path).ok()?),
-            at: segment.zip(offset).map(|(segment, offset)| SegmentPosition { segment, offset }),
-            wall_ms: i64::from_be_bytes(wall.try_into().ok()?),
+    cells
+        .flat_map(|(_, state)| match state {
+            ColumnState::Complex(complex) => complex.cells.as_slice(),
+            ColumnState::Simple(_) => &[],
         })
-    })
+        .filter_map(|(path, cell)| {
+            let CellValue::Live(value) = &cell.value else { return None };
+            let (segment, rest) = value.split_first_chunk::<8>()?;
+            let (offset, wall) = rest.split_first_chunk::<4>()?;
+            let segment = u64::try_from(i64::from_be_bytes(*segment)).ok().map(SegmentId);
+            let offset = u64::try_from(i32::from_be_bytes(*offset)).ok();
+            Some(Truncation {
+                table: TableId(Uuid::from_slice(path).ok()?),
+                at: segment.zip(offset).map(|(segment, offset)| SegmentPosition { segment, offset }),
+                wall_ms: i64::from_be_bytes(wall.try_into().ok()?),
+            })
+        })
 }

@@ -139,14 +139,19 @@ fn what_cannot_be_read_is_refused_with_its_reason() {
         let segment = Segment::of(bytes);
         SegmentReader::open(&segment.file, 0, 1 << 20).unwrap_err().to_string()
     };
-    let compressed = r#"{"compressionClass":"LZ4Compressor","compressionParameters":null}"#;
+    let compressed = r#"{"compressionClass":"com.acme.LZ4Compressor","compressionParameters":null}"#;
+    let cipher = r#"{"encCipher":"DESede\/CBC\/PKCS5Padding","encIV":"00","encKeyAlias":"k"}"#;
+    let vector = r#"{"encCipher":"AES\/CBC\/PKCS5Padding","encIV":"0","encKeyAlias":"k"}"#;
     let encrypted = r#"{"encCipher":"AES\/CBC\/PKCS5Padding","encIV":"00","encKeyAlias":"k"}"#;
     for (bytes, reason) in [
         (header(6, ID, "{}"), "version is 6"),
         (header(10, ID, "{}"), "version is 10"),
         (header(680, ID, "{}"), "version is 680"),
-        (header(7, ID, compressed), "compressed with \"LZ4Compressor\""),
-        (header(7, ID, encrypted), "encrypted with \"AES/CBC/PKCS5Padding\""),
+        (header(7, ID, compressed), "compressed with \"com.acme.LZ4Compressor\""),
+        (header(7, ID, r#"{"compressionClass":1}"#), "compressed with 1"),
+        (header(7, ID, cipher), "encrypted with DESede/CBC/PKCS5Padding"),
+        (header(7, ID, vector), "encIV"),
+        (header(7, ID, encrypted), "configure the keystore"),
         (header(7, ID + 1, "{}"), "belongs to segment 1699285478685"),
         (header(7, ID, "{"), "not JSON"),
     ] {

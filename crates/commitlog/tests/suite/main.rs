@@ -2,9 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+mod allocations;
 mod basic;
 mod damage;
 mod decoding;
 mod fuzz;
 mod golden;
+mod properties;
+mod schema;
 mod support;
+mod transformed;

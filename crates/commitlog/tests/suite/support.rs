@@ -173,8 +173,10 @@ impl Golden {
     }
 }
 
-fn unpack(name: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+pub(crate) fn unpack(name: &str) -> Vec<u8> {
+    // From the fuzz crate as well, which lies within this one.
+    let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|folder| folder.join("tests/golden"));
+    let path = folders.find(|folder| folder.is_dir()).unwrap().join(name);
     let mut bytes = Vec::new();
     flate2::read::GzDecoder::new(std::fs::File::open(path).unwrap()).read_to_end(&mut bytes).unwrap();
     bytes

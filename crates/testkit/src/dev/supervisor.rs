@@ -158,10 +158,8 @@ fn describe(server: &Started, dir: &Path, options: &UpOptions, state: &mut State
         }
         Started::Postgres(postgres) => {
             let address = postgres.address();
-            let (ip, port) = (address.ip(), address.port());
-            let (url_file, pass_file) = (dir.join("postgres.url"), dir.join("pgpass"));
+            let url_file = dir.join("postgres.url");
             place::write_secret(&url_file, &postgres.url())?;
-            place::write_secret(&pass_file, &format!("{ip}:{port}:*:postgres:{}\n", postgres.password()))?;
             state.postgres = Some(PostgresState {
                 version: options.postgres.clone().unwrap_or_default(),
                 address,
@@ -170,11 +168,7 @@ fn describe(server: &Started, dir: &Path, options: &UpOptions, state: &mut State
                 url_file,
                 pid: postgres.pid().unwrap_or_default(),
                 log_file: postgres.log_file().to_owned(),
-                connect: format!(
-                    "PGPASSFILE={} psql -h {ip} -p {port} -U postgres {}",
-                    pass_file.display(),
-                    crate::postgres::DATABASE
-                ),
+                connect: postgres.psql()?,
             });
         }
     }

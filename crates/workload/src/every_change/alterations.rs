@@ -68,7 +68,11 @@ pub(super) fn alter(
 fn add(name: &str, types: &Types, table: &mut Table, column: Column, is_static: bool) -> String {
     let suffix = if is_static { " static" } else { "" };
     let cql = format!("alter table {name} add {} {}{suffix}", quote(&column.name), types.cql(&column.ty));
-    if is_static { table.statics.push(column) } else { table.regulars.push(column) }
+    if is_static {
+        table.statics.push(column)
+    } else {
+        table.regulars.push(column)
+    }
     cql
 }
 

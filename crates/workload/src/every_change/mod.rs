@@ -94,8 +94,11 @@ impl EveryChange {
                     texts.iter().for_each(|cql| batch.append_statement(cql.as_str()));
                     let sent = session.batch(&batch, &values).await;
                     let r = sent.with_context(|| format!("batch {kind:?} {texts:#?} {values:?}"));
-    if let (Err(e), Ok(_)) = (&r, std::env::var("LENIENT")) { println!("ERR {:.1500}", format!("{e:#}").replace('\n', " ")); continue }
-    r?;
+                    if let (Err(e), Ok(_)) = (&r, std::env::var("LENIENT")) {
+                        println!("ERR {:.1500}", format!("{e:#}").replace('\n', " "));
+                        continue;
+                    }
+                    r?;
                 }
             }
         }
@@ -106,7 +109,10 @@ impl EveryChange {
 async fn execute(session: &Session, write: Write) -> anyhow::Result<()> {
     let Write { cql, values } = write;
     let r = session.query_unpaged(cql.as_str(), &values[..]).await.with_context(|| format!("{cql} {values:?}"));
-    if let (Err(e), Ok(_)) = (&r, std::env::var("LENIENT")) { println!("ERR {:.1500}", format!("{e:#}").replace('\n', " ")); return Ok(()) }
+    if let (Err(e), Ok(_)) = (&r, std::env::var("LENIENT")) {
+        println!("ERR {:.1500}", format!("{e:#}").replace('\n', " "));
+        return Ok(());
+    }
     r?;
     Ok(())
 }
@@ -249,8 +255,7 @@ impl EveryChange {
 
     /// Writes to tables with equal partition keys, one of them not captured: one mutation of several updates.
     fn one_mutation(&mut self) -> Vec<Write> {
-        let twins: Vec<usize> =
-            (0..self.tables.len()).filter(|at| self.tables[*at].name.ends_with("twin")).collect();
+        let twins: Vec<usize> = (0..self.tables.len()).filter(|at| self.tables[*at].name.ends_with("twin")).collect();
         let partition = self.tables[twins[0]].partition(&self.types, &mut self.rng);
         let writes = (0..self.rng.random_range(2..6)).map(|at| {
             // An altered twin may have another key by now.
@@ -268,7 +273,8 @@ impl EveryChange {
     fn list_element(&mut self) -> Operation {
         let (types, rng) = (&self.types, &mut self.rng);
         let lists = self.tables.iter_mut().filter_map(|table| {
-            let of_list = |column: &&schema::Column| column.ty.is_multi_cell() && matches!(column.ty, Type::List { .. });
+            let of_list =
+                |column: &&schema::Column| column.ty.is_multi_cell() && matches!(column.ty, Type::List { .. });
             let column = table.regulars.iter().find(of_list)?.clone();
             Some((table, column))
         });
@@ -299,8 +305,7 @@ mod tests {
 
     fn digest(seed: u64) -> Vec<String> {
         let keyspace = "k".to_owned();
-        let mut changes =
-            EveryChange::new(Options { seed, keyspace, vectors: true, longest_ttl: 9, longest_blob: 9 });
+        let mut changes = EveryChange::new(Options { seed, keyspace, vectors: true, longest_ttl: 9, longest_blob: 9 });
         changes.clock = 0;
         let mut lines = changes.schema();
         for _ in 0..2_000 {

@@ -225,8 +225,7 @@ impl Type {
 
     /// Stored as one cell per element.
     pub(super) fn is_multi_cell(&self) -> bool {
-        let may_be =
-            matches!(self, Self::List { .. } | Self::Set { .. } | Self::Map { .. } | Self::Udt { .. });
+        let may_be = matches!(self, Self::List { .. } | Self::Set { .. } | Self::Map { .. } | Self::Udt { .. });
         may_be && !self.is_frozen()
     }
 

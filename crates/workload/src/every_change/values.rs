@@ -66,7 +66,8 @@ const TEXTS: [&str; 14] = [
 impl Types {
     /// Bytes of a value of the type; never more than a few hundred.
     pub(super) fn value(&self, ty: &Type, place: Place, rng: &mut ChaCha8Rng) -> Vec<u8> {
-        let few = |rng: &mut ChaCha8Rng| if place == Place::Column { rng.random_range(0..5) } else { rng.random_range(0..3) };
+        let few =
+            |rng: &mut ChaCha8Rng| if place == Place::Column { rng.random_range(0..5) } else { rng.random_range(0..3) };
         match ty {
             Type::Native(native) => {
                 if native.may_be_empty() && rng.random_bool(0.03) {
@@ -115,12 +116,7 @@ impl Types {
 
     /// The components of a tuple or UDT, some NULL; the last ones may be missing, as in a value written before a field was
     /// added.
-    fn parts<'a>(
-        &self,
-        types: impl ExactSizeIterator<Item = &'a Type>,
-        place: Place,
-        rng: &mut ChaCha8Rng,
-    ) -> Vec<u8> {
+    fn parts<'a>(&self, types: impl ExactSizeIterator<Item = &'a Type>, place: Place, rng: &mut ChaCha8Rng) -> Vec<u8> {
         let count = types.len();
         let present = if rng.random_bool(0.1) { rng.random_range(1..=count) } else { count };
         let mut bytes = Vec::new();

@@ -33,7 +33,13 @@ pub(super) enum Context {
 }
 
 impl Writer<'_> {
-    pub(super) fn write(&self, table: &mut Table, partition: &[Value], context: Context, rng: &mut ChaCha8Rng) -> Write {
+    pub(super) fn write(
+        &self,
+        table: &mut Table,
+        partition: &[Value],
+        context: Context,
+        rng: &mut ChaCha8Rng,
+    ) -> Write {
         if table.shape == Shape::Counters {
             return match rng.random_range(0..10) {
                 0..8 => self.counter_update(table, partition, rng),
@@ -57,7 +63,8 @@ impl Writer<'_> {
             _ => row.len(),
         };
         columns.extend(table.clustering.iter().map(|(column, _)| column).zip(row).take(clustered));
-        let share = if table.shape == Shape::CompactStatic { 1.0 } else { [0.0, 0.2, 0.7, 1.0][rng.random_range(0..4)] };
+        let share =
+            if table.shape == Shape::CompactStatic { 1.0 } else { [0.0, 0.2, 0.7, 1.0][rng.random_range(0..4)] };
         let is_static_only = clustered == 0 && !table.clustering.is_empty();
         let statics = table.statics.iter().filter(|_| is_static_only || rng.random_bool(0.3)).collect::<Vec<_>>();
         let is_dense = table.shape == Shape::CompactDense;
@@ -90,7 +97,8 @@ impl Writer<'_> {
     fn update(&self, table: &mut Table, partition: &[Value], context: Context, rng: &mut ChaCha8Rng) -> Write {
         let is_static = !table.statics.is_empty() && (table.regulars.is_empty() || rng.random_bool(0.15));
         let row = if is_static { Vec::new() } else { table.row(self.types, rng) };
-        let mut columns: Vec<&Column> = if is_static { table.statics.iter().collect() } else { table.regulars.iter().collect() };
+        let mut columns: Vec<&Column> =
+            if is_static { table.statics.iter().collect() } else { table.regulars.iter().collect() };
         if columns.is_empty() {
             return self.insert(table, partition, context, rng);
         }
@@ -197,7 +205,8 @@ impl Writer<'_> {
         let has_ranges = !table.clustering.is_empty();
         let (relations, keys) = match rng.random_range(0..10) {
             0..3 if !columns.is_empty() => {
-                let is_static = columns.iter().all(|column| table.statics.iter().any(|other| other.name == column.name));
+                let is_static =
+                    columns.iter().all(|column| table.statics.iter().any(|other| other.name == column.name));
                 let row = if is_static { Vec::new() } else { table.row(self.types, rng) };
                 let (mut names, mut values) = (Vec::new(), Vec::new());
                 for column in &columns {
@@ -294,7 +303,8 @@ impl Writer<'_> {
 
     /// `partition AND row`, of which only the given columns.
     fn key(&self, table: &Table, partition: &[Value], row: &[Value]) -> (String, Vec<Value>) {
-        let columns = table.partition_key.iter().chain(table.clustering.iter().take(row.len()).map(|(column, _)| column));
+        let columns =
+            table.partition_key.iter().chain(table.clustering.iter().take(row.len()).map(|(column, _)| column));
         let relations: Vec<_> = columns.map(|column| format!("{} = ?", quote(&column.name))).collect();
         (relations.join(" and "), [partition, row].concat())
     }

@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use scylla::client::session::Session;
 
 /// One canonical text per column, `None` for NULL, in the order of [`cassandra::Shape::columns`].
@@ -124,17 +125,19 @@ impl fmt::Display for Difference {
 ///
 /// # Errors
 /// When a store cannot be read or a value cannot be understood. A missing PostgreSQL table is not an error: it has no rows.
-pub async fn compare(
-    session: &Session,
-    postgres: &tokio_postgres::Client,
-    keyspace: &str,
-    tables: &[&str],
-) -> anyhow::Result<Report> {
-    let mut reports = Vec::with_capacity(tables.len());
-    for table in tables {
-        reports.push(compare_table(session, postgres, keyspace, table).await?);
-    }
-    Ok(Report { tables: reports })
+pub fn compare<'a>(
+    session: &'a Session,
+    postgres: &'a tokio_postgres::Client,
+    keyspace: &'a str,
+    tables: &'a [&'a str],
+) -> BoxFuture<'a, anyhow::Result<Report>> {
+    Box::pin(async move {
+        let mut reports = Vec::with_capacity(tables.len());
+        for table in tables {
+            reports.push(compare_table(session, postgres, keyspace, table).await?);
+        }
+        Ok(Report { tables: reports })
+    })
 }
 
 async fn compare_table(

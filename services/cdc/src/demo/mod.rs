@@ -172,7 +172,7 @@ async fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     }
     println!("{}", verdict.line());
     if args.keep {
-        eprintln!("{}", servers.how_to_look_around(args.nodes));
+        eprintln!("{}", servers.how_to_look_around(args.nodes)?);
         return Err(pipeline.death().await);
     }
     eprintln!("demo: stopping ({:.0} s in all)", started.elapsed().as_secs_f64());

@@ -85,7 +85,13 @@ impl Pipeline {
             "username": url.get_user(),
             "password": password,
         });
-        let kafka = servers.kafka.as_ref().map(|kafka| json!({ "bootstrap_servers": [kafka.bootstrap()] }));
+        let kafka = servers.kafka.as_ref().map(|kafka| {
+            json!({
+                "bootstrap_servers": [kafka.bootstrap()],
+                // A thousand events a second over 24 partitions are a thousand requests a second: more than is left of two cores.
+                "partitions": 2,
+            })
+        });
         let tables: Vec<String> = shop::TABLES.iter().map(|table| format!("{}.{table}", shop::KEYSPACE)).collect();
 
         for (number, node) in (1..).zip(servers.cassandra.nodes()) {

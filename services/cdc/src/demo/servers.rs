@@ -67,18 +67,18 @@ impl Servers {
         .await
     }
 
-    pub(super) fn how_to_look_around(&self, nodes: u8) -> String {
+    pub(super) fn how_to_look_around(&self, nodes: u8) -> anyhow::Result<String> {
         let node = self.cassandra.node(0);
         let port = node.address();
         let port = port.rsplit(':').next().unwrap_or_default();
         let kafka =
             self.kafka.as_ref().map(|kafka| format!("  Kafka       {}\n", kafka.bootstrap())).unwrap_or_default();
         let user = "00000000-0000-0000-0000-000000000001";
-        format!(
+        Ok(format!(
             "\n\
              Everything keeps running until Ctrl-C, the pipeline included.\n\n\
              \x20 Cassandra   cqlsh {ip} {port}\n\
-             \x20 PostgreSQL  psql '{url}'\n\
+             \x20 PostgreSQL  {psql}\n\
              {kafka}\n\
              Try, in cqlsh:\n\
              \x20 insert into shop.users (id, name, tags) values ({user}, 'Ada', {{'new'}});\n\
@@ -92,13 +92,13 @@ impl Servers {
              \x20 select * from _cdc.quarantine;\n\n\
              {several}",
             ip = node.ip(),
-            url = self.postgres.url(),
+            psql = self.postgres.psql()?,
             several = if nodes > 1 {
                 format!("The {nodes} nodes each have an agent; stop one and see.\n")
             } else {
                 String::new()
             },
-        )
+        ))
     }
 }
 

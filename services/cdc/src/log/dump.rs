@@ -10,7 +10,7 @@ use cdc_model::SegmentPosition;
 use cdc_runtime::{Exit, Refusal};
 use clap::{Args, ValueEnum};
 
-use super::input::{From, InputArgs, Open, Settled, Tail, describe, explain};
+use super::input::{InputArgs, Open, Settled, Start, Tail, describe, explain};
 use super::reading::{Decoded, Reading, Wanted};
 use super::schema::SourceArgs;
 use super::{json, text};
@@ -29,7 +29,7 @@ pub(crate) struct DumpArgs {
     wanted: Wanted,
     /// Only what stands behind this position, as the output shows it; with --follow also `end`: only what is written from now on
     #[arg(long, value_name = "POS")]
-    from: Option<From>,
+    from: Option<Start>,
     /// Go on with what is written, into these segments and the next ones of their folder, until Ctrl-C
     #[arg(long, short)]
     follow: bool,
@@ -46,7 +46,7 @@ enum Form {
 }
 
 pub(super) fn run(args: &DumpArgs) -> anyhow::Result<ExitCode> {
-    if args.from == Some(From::End) && !args.follow {
+    if args.from == Some(Start::End) && !args.follow {
         let message = "--from end shows what is written from now on: give --follow, too".to_owned();
         return Err(Refusal { exit: Exit::Usage, message }.into());
     }
@@ -56,10 +56,10 @@ pub(super) fn run(args: &DumpArgs) -> anyhow::Result<ExitCode> {
         line: Vec::new(),
         form: args.output,
         behind: match args.from {
-            Some(From::Position(at)) => at,
-            Some(From::End) | None => SegmentPosition::START,
+            Some(Start::Position(at)) => at,
+            Some(Start::End) | None => SegmentPosition::START,
         },
-        muted: args.from == Some(From::End),
+        muted: args.from == Some(Start::End),
         failed: None,
     };
     let mut dump = Dump { reading: Reading::new(args.source.history()?, args.wanted.clone()), printer, unread: false };

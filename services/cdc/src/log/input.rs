@@ -45,14 +45,14 @@ pub(super) struct InputArgs {
 
 /// `--from`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum From {
+pub(super) enum Start {
     /// Behind this position.
     Position(SegmentPosition),
     /// What is written from now on.
     End,
 }
 
-impl FromStr for From {
+impl FromStr for Start {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -69,11 +69,8 @@ impl FromStr for From {
 
 impl InputArgs {
     pub(super) fn options(&self) -> anyhow::Result<ReadOptions> {
-        let mut options = ReadOptions {
-            entry_bytes_max: ENTRY_BYTES_MAX,
-            section_bytes_max: 2 * ENTRY_BYTES_MAX,
-            keystore: None,
-        };
+        let mut options =
+            ReadOptions { entry_bytes_max: ENTRY_BYTES_MAX, section_bytes_max: 2 * ENTRY_BYTES_MAX, keystore: None };
         let Some(path) = &self.keystore else { return Ok(options) };
         let password = match &self.keystore_password_file {
             Some(file) => std::fs::read_to_string(file)
@@ -81,7 +78,9 @@ impl InputArgs {
                 .trim_end_matches(['\r', '\n'])
                 .to_owned(),
             None => std::env::var(PASSWORD).map_err(|_| {
-                Refusal::config(format!("the keystore has a password: set {PASSWORD}, or --keystore-password-file FILE"))
+                Refusal::config(format!(
+                    "the keystore has a password: set {PASSWORD}, or --keystore-password-file FILE"
+                ))
             })?,
         };
         let key_password = std::env::var(KEY_PASSWORD).ok();
@@ -120,7 +119,8 @@ impl InputArgs {
         let places = self.paths.iter().map(place).collect::<anyhow::Result<Vec<_>>>()?;
         let (folder, first) = places.iter().min_by_key(|(_, first)| *first).cloned().expect("one at least");
         if places.iter().any(|(other, _)| *other != folder) {
-            let message = "--follow takes the segments of one folder; start another `cdc log dump` for the other".into();
+            let message =
+                "--follow takes the segments of one folder; start another `cdc log dump` for the other".into();
             return Err(Refusal { exit: Exit::Usage, message }.into());
         }
         Ok((folder, first))
@@ -161,13 +161,17 @@ pub(super) fn explain(error: &ReadError) -> String {
 pub(super) fn describe(damage: &Damage) -> String {
     let Damage { at, bytes, kind } = damage;
     let what = match kind {
-        DamageKind::TornMarker => return format!("damage at {at}: the sync marker is half written; its section was read"),
+        DamageKind::TornMarker => {
+            return format!("damage at {at}: the sync marker is half written; its section was read");
+        }
         DamageKind::Payload => "an entry does not match its CRC",
         DamageKind::Size => "an entry's size is impossible or does not match its CRC; the rest of the section",
         DamageKind::Zeros => "zeros where an entry should be; the rest of the section",
         DamageKind::Truncated => "the file ends before the section does",
         DamageKind::TornTail => "the last entry is incomplete",
-        DamageKind::Section if *bytes == 0 => return format!("damage at {at}: a section's length is wrong; it was read"),
+        DamageKind::Section if *bytes == 0 => {
+            return format!("damage at {at}: a section's length is wrong; it was read");
+        }
         DamageKind::Section => "a section cannot be decompressed or decrypted",
     };
     format!("damage at {at}: {what}: {bytes} bytes skipped")
@@ -228,7 +232,8 @@ impl Tail {
     /// Looks for new segments, and which are complete. One that cannot be opened is reported once.
     pub(super) fn look(&mut self, options: &ReadOptions, fault: &mut dyn FnMut(&ReadError)) -> anyhow::Result<()> {
         let there = list_segments(&self.folder).map_err(|error| unreadable(&self.folder, &error))?;
-        for file in there.iter().filter(|file| file.id >= self.next) {
+        let first = self.next;
+        for file in there.iter().filter(|file| file.id >= first) {
             match Open::new(file, options) {
                 // Those behind it are not written to before this one.
                 Ok(None) => break,
@@ -253,9 +258,9 @@ mod tests {
     #[test]
     fn a_position_is_read_as_it_is_printed() {
         let at = SegmentPosition { segment: SegmentId(17), offset: 42 };
-        assert_eq!(at.to_string().parse(), Ok(From::Position(at)));
-        assert_eq!("17".parse(), Ok(From::Position(SegmentPosition { offset: 0, ..at })));
-        assert_eq!("end".parse(), Ok(From::End));
-        assert!("17:x".parse::<From>().is_err());
+        assert_eq!(at.to_string().parse(), Ok(Start::Position(at)));
+        assert_eq!("17".parse(), Ok(Start::Position(SegmentPosition { offset: 0, ..at })));
+        assert_eq!("end".parse(), Ok(Start::End));
+        assert!("17:x".parse::<Start>().is_err());
     }
 }

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use cdc_commitlog::Truncation;
 use cdc_model::{
-    Bound, Cell, CellValue, Change, ChangeBody, ColumnState, CqlType, DeletionTime, KeyColumn, LocalTime, RowState,
-    SegmentPosition, TableSchema, compare_values,
+    Bound, Cell, CellValue, Change, ChangeBody, ColumnId, ColumnState, CqlType, DeletionTime, KeyColumn, LocalTime,
+    RowState, SegmentPosition, TableSchema, compare_values,
 };
 use std::io::Write as _;
 use uuid::Uuid;
@@ -179,7 +179,7 @@ pub(super) fn columns_by_name<'a>(
     table: &'a TableSchema,
     row: &'a RowState,
 ) -> Vec<(&'a str, &'a CqlType, &'a ColumnState)> {
-    let of = |(id, state): &'a (_, _)| (table.column(*id).name.as_str(), &table.column(*id).ty, state);
+    let of = |(id, state): &'a (ColumnId, ColumnState)| (table.column(*id).name.as_str(), &table.column(*id).ty, state);
     let mut columns: Vec<_> = row.columns.iter().map(of).collect();
     columns.sort_by_key(|(name, ..)| *name);
     columns
@@ -187,7 +187,7 @@ pub(super) fn columns_by_name<'a>(
 
 /// Elements as `SELECT` shows them.
 pub(super) fn in_type_order<'a>(ty: &CqlType, cells: &'a [(Bytes, Cell)]) -> Vec<&'a (Bytes, Cell)> {
-    let path_type = match ty {
+    let path_type: &CqlType = match ty {
         CqlType::List { .. } => &CqlType::TimeUuid,
         CqlType::Set { element, .. } => element,
         CqlType::Map { key, .. } => key,
@@ -273,10 +273,10 @@ fn write_shards(out: &mut Vec<u8>, context: &[u8]) {
             out.push(b',');
         }
         let stands = |wanted: i32| entries.iter().any(|entry| i32::from(i16::from_be_bytes(*entry)) == wanted);
-        let kind = match () {
-            () if stands(index + i32::from(i16::MIN)) => "global",
-            () if stands(index) => "local",
-            () => "remote",
+        let kind = match (stands(index + i32::from(i16::MIN)), stands(index)) {
+            (true, _) => "global",
+            (false, true) => "local",
+            (false, false) => "remote",
         };
         let word = |at: usize| shard[at..].first_chunk::<8>().map_or(0, |word| i64::from_be_bytes(*word));
         let mut json = Object::new(out);

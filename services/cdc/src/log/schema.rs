@@ -84,10 +84,10 @@ impl NodeArgs {
         }
         let config = self.cassandra()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let schema = runtime.block_on(async {
+        let schema = runtime.block_on(Box::pin(async {
             let node = Cassandra::connect(&config).await?;
             node.load_schema_file().await
-        });
+        }));
         runtime.shutdown_background();
         Ok(Some(schema.map_err(|error| Refusal::unavailable(chain(&error)))?))
     }

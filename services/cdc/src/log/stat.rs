@@ -105,7 +105,10 @@ fn segment(file: &SegmentFile, options: &ReadOptions, reading: &mut Reading) -> 
         file: file.path.display().to_string(),
         version: file.version,
         bytes: file.path.metadata().map_or(0, |metadata| metadata.len()),
-        index: read_index(file).ok().flatten().map(|index| IndexStat { offset: index.offset, completed: index.completed }),
+        index: read_index(file)
+            .ok()
+            .flatten()
+            .map(|index| IndexStat { offset: index.offset, completed: index.completed }),
         ..Stat::default()
     };
     let mut open = match Open::new(file, options) {
@@ -207,7 +210,14 @@ fn table(stat: &Stat) -> String {
     };
     let mut text = format!(
         "{}\n  version {}, {}, {} bytes, {index}\n  {} sections, {} entries of {} bytes, read to {}\n",
-        stat.file, stat.version, stat.encoding, stat.bytes, stat.sections, stat.entries, stat.payload_bytes, stat.position
+        stat.file,
+        stat.version,
+        stat.encoding,
+        stat.bytes,
+        stat.sections,
+        stat.entries,
+        stat.payload_bytes,
+        stat.position
     );
     if !stat.tables.is_empty() {
         let mut table = Table::new();

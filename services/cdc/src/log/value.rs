@@ -6,14 +6,12 @@ use std::net::IpAddr;
 use cdc_model::{CqlType, CqlValue};
 use num_bigint::{BigInt, Sign};
 
-/// Writing into memory does not fail.
-const INFALLIBLE: &str = "a vector takes every byte";
-
 /// Longest number that is written without an exponent, in digits.
 const PLAIN_DIGITS_MAX: i64 = 21;
 
+/// Writing into memory does not fail.
 macro_rules! put {
-    ($out:expr, $($format:tt)*) => { write!($out, $($format)*).expect(INFALLIBLE) };
+    ($out:expr, $($format:tt)*) => { write!($out, $($format)*).expect("a vector takes every byte") };
 }
 pub(super) use put;
 
@@ -30,7 +28,7 @@ pub(super) fn write_value(out: &mut Vec<u8>, ty: &CqlType, bytes: &[u8]) {
 }
 
 pub(super) fn write_text(out: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(out, text).expect(INFALLIBLE);
+    serde_json::to_writer(out, text).expect("a vector takes every byte");
 }
 
 fn write_hex(out: &mut Vec<u8>, bytes: &[u8]) {

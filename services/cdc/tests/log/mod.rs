@@ -173,15 +173,21 @@ fn tables_and_positions_choose_what_is_shown() {
     let golden = Golden::load("cassandra-5.0-v7");
     let all = golden.dump_with_schema(&[]);
     let plain = golden.dump_with_schema(&["--table", "golden.plain", "--table", "golden.counts"]);
-    let expected: Vec<_> =
-        all.out.lines().filter(|line| line.contains(r#""golden.plain""#) || line.contains(r#""golden.counts""#)).collect();
+    let expected: Vec<_> = all
+        .out
+        .lines()
+        .filter(|line| line.contains(r#""golden.plain""#) || line.contains(r#""golden.counts""#))
+        .collect();
     assert_eq!(plain.out.lines().collect::<Vec<_>>(), expected);
     assert_eq!(expected.len(), 5);
 
     let lines: Vec<&str> = all.out.lines().collect();
     let at = parse(lines[9]);
     let rest = golden.dump_with_schema(&["--from", &format!("{}:{}", at["segment"], at["position"])]);
-    assert_eq!(rest.out.lines().next(), lines.iter().find(|line| parse(line)["position"].as_u64() > at["position"].as_u64()).copied());
+    assert_eq!(
+        rest.out.lines().next(),
+        lines.iter().find(|line| parse(line)["position"].as_u64() > at["position"].as_u64()).copied()
+    );
     let later = golden.dump_with_schema(&["--from", "9999999999999"]);
     assert_eq!((later.code, later.out.as_str()), (Some(OK), ""));
 
@@ -201,7 +207,9 @@ fn text_is_a_line_for_people() {
         of("golden.kinds insert pk=1").split_once(' ').unwrap().1,
         r#"golden.kinds insert pk=1 ck1="a" ck2=10 (marker) v_int=7 v_text="seven" @2023-11-14T22:13:20.000001Z"#
     );
-    assert!(of("delete range").ends_with(r#"pk=3 from ck1="a" ck2=9 to before ck1="a" ck2=3 @2023-11-14T22:13:20.000021Z"#));
+    assert!(
+        of("delete range").ends_with(r#"pk=3 from ck1="a" ck2=9 to before ck1="a" ck2=3 @2023-11-14T22:13:20.000021Z"#)
+    );
     assert!(of("s_set=").contains(r#"s_set=(cleared) @2023-11-14T22:13:20.000007Z s_set["x"]=(set)"#));
 }
 
@@ -227,7 +235,8 @@ fn tables_that_are_not_known_are_counted_and_named() {
     let mut file: Value = serde_json::from_slice(&std::fs::read(golden.files.path("schema.json")).unwrap()).unwrap();
     file["rows"].as_array_mut().unwrap().retain(|row| row["keyspace"] != "golden");
     // Deleted later than it was created: the log does not bring it back.
-    let keyspace = |kind: &str| json!({"keyspace": "golden", "kind": kind, "name": "", "deleted_us": 4_000_000_000_000_000_i64});
+    let keyspace =
+        |kind: &str| json!({"keyspace": "golden", "kind": kind, "name": "", "deleted_us": 4_000_000_000_000_000_i64});
     file["deletions"] = ["table", "column", "dropped_column", "type", "view"].map(keyspace).into();
     std::fs::write(golden.files.path("schema.json"), file.to_string()).unwrap();
     let said = golden.dump_with_schema(&[]);
@@ -285,7 +294,10 @@ fn stat_counts_without_showing_a_value() {
         tables.clone().find(|table| table["table"] == name).unwrap_or_else(|| panic!("{name} in {json}")).clone()
     };
     let kinds = of("golden.kinds");
-    assert_eq!((&kinds["oldest_write_time"], &kinds["newest_write_time"]), (&(-5).into(), &1_700_000_000_000_040_i64.into()));
+    assert_eq!(
+        (&kinds["oldest_write_time"], &kinds["newest_write_time"]),
+        (&(-5).into(), &1_700_000_000_000_040_i64.into())
+    );
     assert_eq!((&of("golden.plain")["entries"], &of("golden.quiet")["changes"]), (&2.into(), &2.into()));
 
     let table = said(&mut cdc(&["log", "stat", golden.segment(), "--schema", &golden.schema()]));

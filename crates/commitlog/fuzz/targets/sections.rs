@@ -1,0 +1,6 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(
+    init: cdc_commitlog_fuzz::write_seeds(cdc_commitlog_fuzz::seeds::sections),
+    |data: &[u8]| cdc_commitlog_fuzz::sections(data)
+);
