@@ -101,13 +101,13 @@ impl Dump {
             if args.source.is_given() && file.id < self.printer.behind.segment {
                 continue;
             }
-            match Open::new(&file, options) {
+            match Open::existing(&file, options) {
                 Ok(None) => {}
                 Ok(Some(mut open)) => {
                     let finished = open.is_finished();
                     while self.step(&mut open, Fence::Marker, finished)?.0 == ReadOutcome::More {}
                 }
-                Err(error) => self.unread(&explain(&error)),
+                Err(sentence) => self.unread(&sentence),
             }
         }
         Ok(())

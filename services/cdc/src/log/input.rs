@@ -1,7 +1,8 @@
 //! Which segments are read, from where, and how far.
 
 use std::collections::VecDeque;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -190,6 +191,15 @@ impl Open {
         Ok(reader.map(|reader| Self { file: file.clone(), reader }))
     }
 
+    /// Of a segment that is read as it is: `None` if there is nothing in it, else the reason why it cannot be read.
+    pub(super) fn existing(file: &SegmentFile, options: &ReadOptions) -> Result<Option<Self>, String> {
+        let open = Self::new(file, options).map_err(|error| explain(&error))?;
+        if open.is_none() && !is_blank(&file.path) {
+            return Err(format!("{}: not a segment, or its header is cut off", file.path.display()));
+        }
+        Ok(open)
+    }
+
     /// Cassandra says that it writes nothing more, or says nothing, as of a segment outside of `cdc_raw`.
     pub(super) fn is_finished(&self) -> bool {
         match read_index(&self.file) {
@@ -210,6 +220,13 @@ impl Open {
         let report = self.reader.read(limit, &mut |at, payload| entry(format, at, payload))?;
         Ok((report.outcome, report.entries, report.damage))
     }
+}
+
+/// Preallocated and not written to yet.
+fn is_blank(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(16).read_to_end(&mut start));
+    read.is_ok() && start.iter().all(|byte| *byte == 0)
 }
 
 /// The segments of a folder, as they come and go.

@@ -111,15 +111,15 @@ fn segment(file: &SegmentFile, options: &ReadOptions, reading: &mut Reading) -> 
             .map(|index| IndexStat { offset: index.offset, completed: index.completed }),
         ..Stat::default()
     };
-    let mut open = match Open::new(file, options) {
+    let mut open = match Open::existing(file, options) {
         Ok(Some(open)) => open,
         Ok(None) => {
             stat.encoding = "empty";
             return stat;
         }
-        Err(error) => {
+        Err(sentence) => {
             stat.encoding = "unknown";
-            stat.error = Some(explain(&error));
+            stat.error = Some(sentence);
             return stat;
         }
     };

@@ -260,8 +260,10 @@ fn what_is_no_readable_segment_is_refused_with_a_reason() {
     refused("CommitLog-7-1.log", USAGE, "there is no such file");
     std::fs::create_dir(files.path("empty")).unwrap();
     refused("empty", USAGE, "holds no CommitLog-<version>-<id>.log");
-    std::fs::write(files.path("CommitLog-7-2.log"), b"not at all a segment, but as long as a header is").unwrap();
-    refused("CommitLog-7-2.log", FAILURE, "damaged header");
+    std::fs::write(files.path("CommitLog-7-2.log"), b"not at all a segment").unwrap();
+    refused("CommitLog-7-2.log", FAILURE, "not a segment, or its header is cut off");
+    std::fs::write(files.path("CommitLog-7-3.log"), [&[1; 12][..], &[0; 100]].concat()).unwrap();
+    refused("CommitLog-7-3.log", FAILURE, "damaged header");
     let golden = Golden::load("cassandra-5.0-v7");
     std::fs::write(files.path("schema.json"), "{}").unwrap();
     let said = golden.dump(&["--schema", &path("schema.json")]);
@@ -272,7 +274,7 @@ fn what_is_no_readable_segment_is_refused_with_a_reason() {
 #[test]
 fn an_encrypted_segment_is_read_with_cassandras_keystore() {
     let files = Files::new();
-    let mut archive = flate2::read::GzDecoder::new(File::open(golden_folder().join("jceks-4.1.log.gz")).unwrap());
+    let mut archive = flate2::read::GzDecoder::new(File::open(golden_folder().join("jceks-5.0.log.gz")).unwrap());
     let mut bytes = Vec::new();
     archive.read_to_end(&mut bytes).unwrap();
     let name = String::from_utf8(archive.header().unwrap().filename().unwrap().to_vec()).unwrap();
@@ -292,7 +294,7 @@ fn an_encrypted_segment_is_read_with_cassandras_keystore() {
         command.arg(&segment).args(args).env_remove("CDC_KEYSTORE_PASSWORD");
         said(command.envs(password.map(|password| ("CDC_KEYSTORE_PASSWORD", password))))
     };
-    let keystore = golden_folder().join("jceks-4.1.keystore");
+    let keystore = golden_folder().join("jceks-5.0.keystore");
     let keystore = ["--keystore", keystore.to_str().unwrap()];
 
     let without = dump(&[], None);
