@@ -37,7 +37,7 @@ const STUCK: Duration = Duration::from_secs(120);
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Mebibytes of log per shape
-    #[arg(long, default_value_t = 24)]
+    #[arg(long, default_value_t = 12)]
     mib: u32,
     /// Makes the same log every time
     #[arg(long, default_value_t = 1)]
@@ -124,6 +124,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                 .commitlog_segment_size_mib(SEGMENT_MIB)
                 .cdc_total_space_mib(8192)
                 .commitlog_compression(compression)
+                .commitlog_sync_period_ms(1000)
                 .start()?;
             for shape in missing {
                 runtime.block_on(write(&cassandra, shape, options, &cache))?;
@@ -187,18 +188,20 @@ async fn write(cassandra: &Cassandra, shape: &Shape, options: &Options, cache: &
         session.query_unpaged(statement.as_str(), ()).await.with_context(|| statement.clone())?;
     }
     let raw = cassandra.node(0).cdc_raw_dir();
-    let active =
-        |raw: &Path| anyhow::Ok(list_segments(raw)?.into_iter().rev().find(has_entries).context("no segment")?.id);
-    let first = active(&raw)?;
+    // The segment that is being written, or the one allocated ahead of need.
+    let first = list_segments(&raw)?.last().context("no segment")?.id;
     let wanted = usize::try_from(options.mib.div_ceil(SEGMENT_MIB))?;
     let mut random = ChaCha8Rng::seed_from_u64(options.seed);
     let mut written = 0;
     let pure = loop {
         insert(&session, shape, &mut random, written..written + 10_000).await?;
         written += 10_000;
-        let last = active(&raw)?;
+        let segments = list_segments(&raw)?;
+        let Some(last) = segments.iter().rev().find(|segment| has_entries(segment)).map(|segment| segment.id) else {
+            continue;
+        };
         let pure: Vec<SegmentFile> =
-            list_segments(&raw)?.into_iter().filter(|segment| segment.id > first && segment.id < last).collect();
+            segments.into_iter().filter(|segment| segment.id > first && segment.id < last).collect();
         if pure.len() >= wanted {
             break pure;
         }
@@ -394,8 +397,11 @@ impl<'a> Log<'a> {
         }
         let output = command.arg(folder).output().context("run Cassandra's reader")?;
         ensure!(output.status.success(), "Cassandra's reader failed: {}", String::from_utf8_lossy(&output.stderr));
-        let passes: Vec<JavaPass> =
-            serde_json::Deserializer::from_slice(&output.stdout).into_iter().collect::<Result<_, _>>()?;
+        // Cassandra's classes print to the same place.
+        let text = String::from_utf8_lossy(&output.stdout);
+        let lines = text.lines().filter(|line| line.starts_with('{'));
+        let passes: Vec<JavaPass> = lines.map(serde_json::from_str).collect::<Result<_, _>>()?;
+        ensure!(!passes.is_empty(), "Cassandra's reader printed nothing: {text}");
         let warm = &passes[passes.len() / 2..];
         for java in warm {
             ensure!(java.rows == pass.captured, "Cassandra's reader found {} rows, ours {}", java.rows, pass.captured);

@@ -5,9 +5,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
-use cdc_testkit::cassandra_reader;
-
-use crate::node::{self, Combination, MARKER_TABLE, PHASES, cdc};
+use crate::node::{self, Combination, MARKER_TABLE, PHASES};
 
 /// Differences shown; the outputs are kept whole.
 const SHOWN: usize = 5;
@@ -39,13 +37,12 @@ pub(crate) fn assert_equal(combination: &Combination, seeds: &[u64]) {
     let written = node::write(combination, seeds, folder.path());
     let segments = written.segments();
     let ours = folder.path().join("ours.jsonl");
-    let status = run(cdc().args(["log", "dump", "--schema"]).arg(&written.schemas[0]).arg(&segments), &ours);
+    let status = run(&mut written.dump(combination), &ours);
     let (mut expected, mut known) = (Vec::new(), Vec::new());
-    for (phase, schema) in written.schemas.iter().enumerate() {
+    for phase in 0..PHASES {
         let theirs = folder.path().join(format!("theirs-{phase}.jsonl"));
-        let mut reader = cassandra_reader(combination.version).unwrap();
         // What was written in other phases it may fail to read; what it should have read is missing then.
-        known.push(run(reader.arg("--schema").arg(schema).arg(&segments), &theirs));
+        known.push(run(&mut written.reader(combination, phase), &theirs));
         expected.extend(phase_of(&fs::read_to_string(&theirs).unwrap(), phase));
     }
     let found = fs::read_to_string(&ours).unwrap();

@@ -93,12 +93,7 @@ impl EveryChange {
                         writes.into_iter().map(|write| (write.cql, write.values)).unzip();
                     texts.iter().for_each(|cql| batch.append_statement(cql.as_str()));
                     let sent = session.batch(&batch, &values).await;
-                    let r = sent.with_context(|| format!("batch {kind:?} {texts:#?} {values:?}"));
-                    if let (Err(e), Ok(_)) = (&r, std::env::var("LENIENT")) {
-                        println!("ERR {:.1500}", format!("{e:#}").replace('\n', " "));
-                        continue;
-                    }
-                    r?;
+                    sent.with_context(|| format!("batch {kind:?} {texts:#?} {values:?}"))?;
                 }
             }
         }
@@ -108,12 +103,7 @@ impl EveryChange {
 
 async fn execute(session: &Session, write: Write) -> anyhow::Result<()> {
     let Write { cql, values } = write;
-    let r = session.query_unpaged(cql.as_str(), &values[..]).await.with_context(|| format!("{cql} {values:?}"));
-    if let (Err(e), Ok(_)) = (&r, std::env::var("LENIENT")) {
-        println!("ERR {:.1500}", format!("{e:#}").replace('\n', " "));
-        return Ok(());
-    }
-    r?;
+    session.query_unpaged(cql.as_str(), &values[..]).await.with_context(|| format!("{cql} {values:?}"))?;
     Ok(())
 }
 
