@@ -1,8 +1,8 @@
 //! `cdc log dump` reads what Cassandra's own reader reads: both print the commit log of real nodes that were made to
 //! write every kind of change, and the lines must be equal byte for byte.
 //!
-//! A run covers the three releases, plain segments of each, each compressor, encryption and direct I/O; which release gets which
-//! compressor follows from the seed. `CDC_EQUALITY=all` runs every combination. Seeds are a fixed few;
+//! A run covers the three releases, plain segments of each, each compressor, encryption and direct I/O; which release
+//! gets which compressor follows from the seed. `CDC_EQUALITY=all` runs every combination. Seeds are a fixed few;
 //! `CDC_SEED` names another one instead.
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 #![expect(clippy::print_stdout, reason = "seeds")]
