@@ -146,9 +146,12 @@ fn check_node(settings: &Settings, wanted: CaptureMode) -> Result<CaptureMode, S
     if !faults.is_empty() {
         return Err(SourceError::Config(faults));
     }
-    if settings.get("commitlog_disk_access_mode") == Some("direct") && wanted != CaptureMode::Durable {
+    let written_at_syncs =
+        settings.commitlog_is_transformed() || settings.get("commitlog_disk_access_mode") == Some("direct");
+    if written_at_syncs && wanted != CaptureMode::Durable {
         tracing::warn!(
-            "Cassandra writes its commit log with direct I/O, so changes are seen when it syncs: mode durable"
+            "Cassandra compresses or encrypts its commit log, or writes it with direct I/O, so changes are seen when it \
+             syncs: mode durable"
         );
         return Ok(CaptureMode::Durable);
     }
