@@ -34,6 +34,7 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 
 import org.apache.cassandra.config.Config;
 import org.apache.cassandra.config.DatabaseDescriptor;
+import org.apache.cassandra.cql3.ColumnIdentifier;
 import org.apache.cassandra.db.ClusteringBound;
 import org.apache.cassandra.db.ClusteringPrefix;
 import org.apache.cassandra.db.DeletionTime;
@@ -78,6 +79,9 @@ public final class CommitLogJson
 
     public static void main(String[] args) throws Exception
     {
+        // Standard output is for the changes, whatever Cassandra's classes print while they are loaded.
+        PrintStream output = System.out;
+        System.setOut(System.err);
         String schema = null, config = null;
         boolean includeSystem = false, count = false;
         int repeat = 1;
@@ -106,7 +110,7 @@ public final class CommitLogJson
         configure(config, segments);
         loadSchema(new ObjectMapper().readTree(Path.of(schema).toFile()));
         // A large buffer: a line per change would otherwise be a write each.
-        PrintStream out = new PrintStream(new java.io.BufferedOutputStream(System.out, 1 << 16), false, "UTF-8");
+        PrintStream out = new PrintStream(new java.io.BufferedOutputStream(output, 1 << 16), false, "UTF-8");
         boolean damaged = false;
         if (count)
         {
@@ -151,7 +155,6 @@ public final class CommitLogJson
     private static void configure(String config, List<Path> segments) throws IOException
     {
         Path folder = Files.createTempDirectory("commitlog-json");
-        // Standard output is for the changes.
         Path logging = folder.resolve("logback.xml");
         Files.writeString(logging, "<configuration><appender name='err' class='ch.qos.logback.core.ConsoleAppender'>"
             + "<target>System.err</target><encoder><pattern>%p %m%n</pattern></encoder></appender>"
@@ -794,9 +797,10 @@ public final class CommitLogJson
         AbstractType<?> type = CQLTypeParser.parse(keyspace, text(column, "type"), types);
         switch (text(column, "kind"))
         {
-            case "partition_key": table.addPartitionKeyColumn(name, type); break;
+            // By identifier: names of keys would lose their capitals.
+            case "partition_key": table.addPartitionKeyColumn(ColumnIdentifier.getInterned(name, true), type); break;
             case "clustering":
-                table.addClusteringColumn(name, column.get("reversed").asBoolean() ? ReversedType.getInstance(type) : type);
+                table.addClusteringColumn(ColumnIdentifier.getInterned(name, true), column.get("reversed").asBoolean() ? ReversedType.getInstance(type) : type);
                 break;
             case "static": table.addStaticColumn(name, type); break;
             default: table.addRegularColumn(name, type);
