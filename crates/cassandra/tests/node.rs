@@ -122,7 +122,7 @@ async fn a_node_tells_its_identity_settings_and_the_schema_of_every_table() -> a
     assert_eq!((changed.dropped.len(), changed.faults.len()), (0, 0));
     let mut changed: Vec<String> = changed.tables.iter().map(|table| table.full_name()).collect();
     changed.sort();
-    assert_eq!(changed, ["k.Plain", "k.users"]);
+    assert_eq!(changed, ["k.users"]);
     assert!(table_faults(&wanted[2..3], &node.load_schema().await?).is_empty());
     Ok(())
 }

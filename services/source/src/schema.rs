@@ -54,7 +54,8 @@ impl SchemaSource {
 
     /// `None` if the node does not answer at once.
     fn version(&self) -> Option<Uuid> {
-        let asked = tokio::time::timeout(COMPARE_PATIENCE, self.cassandra.schema_version());
+        // A timeout is made within the runtime, where its clock is.
+        let asked = async { tokio::time::timeout(COMPARE_PATIENCE, self.cassandra.schema_version()).await };
         self.runtime.block_on(asked).ok()?.ok()
     }
 
