@@ -190,7 +190,9 @@ async fn what_was_not_acknowledged_is_captured_again_after_a_kill() {
     let seen = Seen::default();
     let mut written = Vec::new();
     for round in 0..5 {
-        let agent = Agent::start(&cassandra, state.path(), CaptureMode::Live, &seen, 20);
+        let agent = Agent::start(&cassandra, state.path(), CaptureMode::Live, &seen, 5);
+        // What was written before it looks comes as one batch.
+        until("capture runs", || agent.status().mode.is_some()).await;
         written.extend(insert(&session, "t", round * 1000..round * 1000 + 1000, 2000).await);
         until("something is withheld", || *agent.withheld.lock().unwrap() > 0).await;
         assert!(!agent.status().idle);
