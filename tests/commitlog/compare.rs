@@ -90,8 +90,8 @@ fn by_entry<S: AsRef<str>>(lines: &[S]) -> Entries {
     for line in lines {
         let line = line.as_ref();
         let number = |name: &str| -> u64 {
-            let at = line.find(name).unwrap_or_else(|| panic!("no {name} in {line}")) + name.len();
-            let digits: String = line[at..].chars().take_while(char::is_ascii_digit).collect();
+            let (_, rest) = line.split_once(name).unwrap_or_else(|| panic!("no {name} in {line}"));
+            let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
             digits.parse().unwrap()
         };
         entries.entry((number(r#""segment":"#), number(r#""position":"#))).or_default().push(line.to_owned());

@@ -1,5 +1,6 @@
 //! Makes the golden segments of `crates/commitlog/tests/golden/schema`: runs its statements against each release of
 //! Cassandra and keeps the segments they were logged in, with the schema as CQL shows it at the end.
+#![expect(clippy::print_stdout, reason = "says what it made")]
 
 use std::{fs, io::Write as _, path::Path, time::Duration};
 

@@ -8,6 +8,12 @@ use uuid::Uuid;
 
 use crate::{Cassandra, CassandraError};
 
+/// Keyspace, name, names and types of the fields, write time.
+type TypeRow = (String, String, Vec<String>, Vec<String>, Option<i64>);
+/// Keyspace, table, name, kind, position, order, type, write time.
+type ColumnRow = (String, String, String, String, i32, String, String, Option<i64>);
+/// Keyspace, table, name, kind, type, when it was dropped, write time.
+type DroppedRow = (String, String, String, Option<String>, String, CqlTimestamp, Option<i64>);
 /// Keyspace, table, id, `cdc`, `gc_grace_seconds`, write time.
 type TableRow = (String, String, Uuid, Option<bool>, Option<i32>, Option<i64>);
 
@@ -17,7 +23,7 @@ pub(crate) async fn load(cassandra: &Cassandra) -> Result<SchemaFile, CassandraE
         let written_us = written.unwrap_or(SchemaFile::BEFORE_ANY_LOG);
         rows.push(SchemaRow { keyspace, name, column, table: None, written_us, definition });
     };
-    let types: Vec<(String, String, Vec<String>, Vec<String>, Option<i64>)> = cassandra
+    let types: Vec<TypeRow> = cassandra
         .rows(
             "system_schema.types",
             "select keyspace_name, type_name, field_names, field_types, writetime(field_names) \
@@ -28,7 +34,7 @@ pub(crate) async fn load(cassandra: &Cassandra) -> Result<SchemaFile, CassandraE
         let fields = names.into_iter().zip(field_types).collect();
         push(keyspace, name, String::new(), written, Definition::Type { fields });
     }
-    let columns: Vec<(String, String, String, String, i32, String, String, Option<i64>)> = cassandra
+    let columns: Vec<ColumnRow> = cassandra
         .rows(
             "system_schema.columns",
             "select keyspace_name, table_name, column_name, kind, position, clustering_order, type, writetime(type) \
@@ -39,7 +45,7 @@ pub(crate) async fn load(cassandra: &Cassandra) -> Result<SchemaFile, CassandraE
         let reversed = order.eq_ignore_ascii_case("desc");
         push(keyspace, table, column, written, Definition::Column { kind, position, reversed, ty });
     }
-    let dropped: Vec<(String, String, String, Option<String>, String, CqlTimestamp, Option<i64>)> = cassandra
+    let dropped: Vec<DroppedRow> = cassandra
         .rows(
             "system_schema.dropped_columns",
             "select keyspace_name, table_name, column_name, kind, type, dropped_time, writetime(dropped_time) \

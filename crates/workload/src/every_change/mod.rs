@@ -306,7 +306,7 @@ mod tests {
                 }
                 Operation::Batch(kind, writes) => lines.push(format!("{kind:?} {writes:?}")),
             }
-            if lines.len() % 50 == 0 {
+            if lines.len().is_multiple_of(50) {
                 lines.extend(changes.alteration());
             }
         }
