@@ -182,7 +182,7 @@ fn parts(bytes: &[u8], count: usize) -> Result<Vec<Option<&[u8]>>, ValueError> {
 fn vector(element: &CqlType, dimension: u32, bytes: &[u8], depth: usize) -> Result<Vec<CqlValue>, ValueError> {
     let dimension = usize::try_from(dimension).map_err(|_| ValueError::Truncated)?;
     if let Some(width) = element.fixed_length().filter(|width| *width > 0) {
-        if bytes.len() != width * dimension {
+        if width.checked_mul(dimension) != Some(bytes.len()) {
             return Err(ValueError::Length { ty: "vector", length: bytes.len() });
         }
         return bytes.chunks_exact(width).map(|chunk| decode(element, chunk, depth - 1)).collect();
@@ -297,5 +297,12 @@ mod tests {
         {
             assert!(CqlValue::decode(&ty, bytes).is_err(), "{ty:?}");
         }
+    }
+
+    #[test]
+    fn a_vector_larger_than_memory_is_refused() {
+        let inner = CqlType::Vector { element: Box::new(CqlType::Uuid), dimension: u32::MAX };
+        let outer = CqlType::Vector { element: Box::new(inner), dimension: u32::MAX };
+        assert!(CqlValue::decode(&outer, &[0; 16]).is_err());
     }
 }
