@@ -23,6 +23,7 @@ mod schema;
 mod schema_store;
 mod segment;
 mod start;
+mod state_file;
 
 use std::sync::Arc;
 

@@ -5,27 +5,20 @@
 //! checksum counts; it says at least as little as was durable, so falling back costs repetition and nothing else.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use cdc_model::NodeId;
 use serde::{Deserialize, Serialize};
 
-use crate::position::Position;
+use crate::{
+    position::Position,
+    state_file::{replace, seal, unseal},
+};
 
 const VERSION: u32 = 1;
 const NAMES: [&str; 2] = ["position-a.json", "position-b.json"];
-
-#[derive(Serialize, Deserialize)]
-struct Envelope {
-    version: u32,
-    /// CRC-32 of `body`.
-    crc: u32,
-    /// JSON of [`Body`], as text so that the checksum covers exactly these bytes.
-    body: String,
-}
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,7 +68,7 @@ impl PositionFile {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(source) => return Err(PositionFileError::Io { path, source }),
             };
-            match parse(&text) {
+            match unseal::<Body>(VERSION, &text) {
                 Ok(body) if newest.as_ref().is_none_or(|newest| newest.generation < body.generation) => {
                     newest = Some(body);
                 }
@@ -105,36 +98,12 @@ impl PositionFile {
     pub(crate) fn write(&mut self, position: &Position) -> Result<(), PositionFileError> {
         let generation = self.generation + 1;
         let body = Body { generation, node: self.node, position: position.clone() };
-        let body = serde_json::to_string(&body).expect("a position is serialisable");
-        let envelope = Envelope { version: VERSION, crc: crc32fast::hash(body.as_bytes()), body };
-        let text = serde_json::to_vec(&envelope).expect("an envelope is serialisable");
+        let text = seal(VERSION, &body);
         let path = self.directory.join(if generation.is_multiple_of(2) { NAMES[0] } else { NAMES[1] });
         replace(&self.directory, &path, &text).map_err(|source| PositionFileError::Io { path, source })?;
         self.generation = generation;
         Ok(())
     }
-}
-
-/// The version found, if it is not ours; `Err(None)` if the bytes are not a position.
-fn parse(text: &[u8]) -> Result<Body, Option<u32>> {
-    let envelope: Envelope = serde_json::from_slice(text).map_err(|_| None)?;
-    if crc32fast::hash(envelope.body.as_bytes()) != envelope.crc {
-        return Err(None);
-    }
-    if envelope.version != VERSION {
-        return Err(Some(envelope.version));
-    }
-    serde_json::from_str(&envelope.body).map_err(|_| None)
-}
-
-/// Writes a file so that after a crash it is either the old or the new one.
-pub(crate) fn replace(directory: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("tmp");
-    let mut file = File::create(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

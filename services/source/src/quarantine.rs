@@ -8,7 +8,7 @@ use std::{
 use cdc_commitlog::SegmentFile;
 use cdc_model::SegmentPosition;
 
-use crate::position_file::replace;
+use crate::state_file::replace;
 
 /// More than this is not an accident any more: the agent stops and keeps the log.
 const MAX_FILES: usize = 10_000;

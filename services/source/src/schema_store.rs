@@ -15,7 +15,10 @@ use cdc_commitlog::{Decoder, Format, SchemaFile, SchemaHistory};
 use cdc_model::{NodeId, Provenance, SegmentPosition};
 use serde::{Deserialize, Serialize};
 
-use crate::{position::Position, position_file::replace};
+use crate::{
+    position::Position,
+    state_file::{replace, seal, unseal},
+};
 
 const VERSION: u32 = 1;
 const NAME: &str = "schema.json";
@@ -28,15 +31,6 @@ const MUTATION_BYTES_MAX: usize = 1 << 20;
 pub struct SchemaStoreError {
     path: PathBuf,
     source: io::Error,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Envelope {
-    version: u32,
-    /// CRC-32 of `body`.
-    crc: u32,
-    /// JSON of [`Body`], as text so that the checksum covers exactly these bytes.
-    body: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -66,7 +60,7 @@ impl SchemaStore {
     pub(crate) fn open(directory: &Path, node: NodeId, position: &Position) -> Option<(Self, SchemaHistory)> {
         let path = directory.join(NAME);
         let body = match fs::read(&path) {
-            Ok(text) => parse(&text).filter(|body| body.node == node && body.schema.is_current()),
+            Ok(text) => unseal(VERSION, &text).ok().filter(|body: &Body| body.node == node && body.schema.is_current()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(_) => None,
         };
@@ -129,9 +123,7 @@ impl SchemaStore {
         if !std::mem::take(&mut self.dirty) {
             return Ok(());
         }
-        let body = serde_json::to_string(&self.body).expect("a schema is plain data");
-        let envelope = Envelope { version: VERSION, crc: crc32fast::hash(body.as_bytes()), body };
-        let text = serde_json::to_vec(&envelope).expect("an envelope is plain data");
+        let text = seal(VERSION, &self.body);
         let path = self.directory.join(NAME);
         replace(&self.directory, &path, &text).map_err(|source| SchemaStoreError { path, source })
     }
@@ -152,12 +144,6 @@ impl Mutation {
             Err(error) => tracing::warn!(position = %self.at, %error, "a schema mutation cannot be followed again"),
         }
     }
-}
-
-fn parse(text: &[u8]) -> Option<Body> {
-    let envelope: Envelope = serde_json::from_slice(text).ok()?;
-    let is_whole = envelope.version == VERSION && crc32fast::hash(envelope.body.as_bytes()) == envelope.crc;
-    if is_whole { serde_json::from_str(&envelope.body).ok() } else { None }
 }
 
 #[cfg(test)]

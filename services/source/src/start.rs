@@ -9,7 +9,7 @@ use std::{
 
 use cdc_cassandra::{
     Cassandra, CassandraConfig, Settings,
-    checks::{Wanted, node_faults, table_faults},
+    checks::{Wanted, enable_cdc, node_faults, table_faults},
 };
 use cdc_commitlog::{CaptureMode, ReadOptions, SchemaFile, SchemaHistory};
 use cdc_model::{NodeId, TableSchema};
@@ -99,10 +99,19 @@ pub(crate) async fn start(
         "capture begins"
     );
     // After the outlet, which may have set the position back.
-    let (store, history) = SchemaStore::open(&config.state_directory, node, &position).unwrap_or_else(|| {
-        let (history, _) = SchemaHistory::from_file(schema);
-        (SchemaStore::new(&config.state_directory, node, &history), history)
-    });
+    let (store, history) = match SchemaStore::open(&config.state_directory, node, &position) {
+        Some((mut store, mut history)) => {
+            if has_missed_cdc(&history, &tables) {
+                history.refresh(schema);
+                store.reset(&history);
+            }
+            (store, history)
+        }
+        None => {
+            let (history, _) = SchemaHistory::from_file(schema);
+            (SchemaStore::new(&config.state_directory, node, &history), history)
+        }
+    };
     metrics.started(mode, &position.offsets);
     let stop = lifecycle.soft().clone();
     let schemas = SchemaSource { cassandra, runtime: Handle::current(), stop: stop.clone() };
@@ -158,14 +167,29 @@ fn check_node(settings: &Settings, wanted: CaptureMode) -> Result<CaptureMode, S
     Ok(wanted)
 }
 
+/// Whether a history from the last run takes a captured table for one without CDC. That change may have stood in a segment
+/// without captured writes, which Cassandra removes unread; writes behind it must not be skipped for want of it.
+fn has_missed_cdc(history: &SchemaHistory, captured: &[Arc<TableSchema>]) -> bool {
+    captured.iter().any(|table| cdc_commitlog::Schemas::table(history, table.id).is_some_and(|known| !known.cdc))
+}
+
 /// Tables that are listed by name must exist and be in the log; a keyspace may still get its tables.
 fn check_tables(wanted: &[Wanted], tables: &[TableSchema]) -> Result<(), SourceError> {
-    let (named, keyspaces): (Vec<Wanted>, Vec<Wanted>) =
-        wanted.iter().cloned().partition(|entry| entry.table.is_some());
-    for fault in table_faults(&keyspaces, tables) {
-        tracing::warn!("{fault}; nothing of it is captured until then");
+    let mut faults = Vec::new();
+    for entry in wanted {
+        let found = table_faults(std::slice::from_ref(entry), tables);
+        if entry.table.is_some() {
+            faults.extend(found);
+            continue;
+        }
+        for fault in &found {
+            tracing::warn!("{fault}; nothing of it is captured until then");
+        }
+        for table in tables.iter().filter(|table| found.is_empty() && !table.cdc && entry.matches(table)) {
+            let (table, statement) = (table.full_name(), enable_cdc(table));
+            tracing::warn!(table, statement, "table is not in the CDC log and is not captured until it is");
+        }
     }
-    let faults = table_faults(&named, tables);
     if faults.is_empty() { Ok(()) } else { Err(SourceError::Config(faults)) }
 }
 
@@ -220,6 +244,7 @@ async fn open_outlet(
 
 #[cfg(test)]
 mod tests {
+    use cdc_commitlog::{Definition, SchemaRow};
     use cdc_model::{CqlType, KeyColumn, TableId};
     use uuid::Uuid;
 
@@ -251,5 +276,28 @@ mod tests {
         let error = check(&["shop.Carts", "shop.nothing"]).unwrap_err().to_string();
         assert!(error.contains(r#"ALTER TABLE shop."Carts" WITH cdc = true;"#), "{error}");
         assert!(error.contains("shop.nothing"), "{error}");
+    }
+
+    #[test]
+    fn a_history_that_missed_a_table_being_switched_on_is_noticed() {
+        let history = |cdc| {
+            let row = |column: &str, definition| SchemaRow {
+                keyspace: "shop".to_owned(),
+                name: "carts".to_owned(),
+                column: column.to_owned(),
+                table: None,
+                written_us: 1,
+                definition,
+            };
+            let own = Definition::Table { id: TableId(Uuid::from_u128(1)), cdc: Some(cdc), gc_grace_seconds: None };
+            let kind = "partition_key".to_owned();
+            let key = Definition::Column { kind, position: 0, reversed: false, ty: "int".to_owned() };
+            SchemaHistory::from_file(SchemaFile::new(vec![row("", own), row("k", key)])).0
+        };
+        let captured = [Arc::new(table("shop", "carts", true))];
+        assert!(has_missed_cdc(&history(false), &captured));
+        assert!(!has_missed_cdc(&history(true), &captured));
+        // One that is not known at all is asked for when it is met.
+        assert!(!has_missed_cdc(&SchemaHistory::new(), &captured));
     }
 }
