@@ -229,13 +229,14 @@ impl SegmentReader {
         Ok(Some(reader))
     }
 
-    /// Goes to the section the offset lies in. What was read before passed every marker it needed, a torn one included.
+    /// Goes to the section the offset lies in. What was read before passed every marker it needed, a torn one included;
+    /// the last one only if an entry behind the next marker was read, as no entry ends within a marker.
     fn resume(&mut self, offset: u64) -> Result<(), ReadError> {
         if self.is_transformed() {
             self.resume_sections(offset)?;
         } else {
             while let Marker::Valid { next } | Marker::Torn { next } = self.input.marker(self.section.disk, true)? {
-                if next > offset || next < self.section.disk + MARKER {
+                if next + MARKER >= offset || next < self.section.disk + MARKER {
                     break;
                 }
                 self.enter(Place { logical: next, disk: next });

@@ -542,9 +542,25 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_marker_that_points_into_what_was_read_does_not_hold_the_reader_for_ever() {
+    fn reading_on_is_the_same_wherever_the_markers_point() {
         let entry = crate::support::entry(&[7; 20]);
-        segment(&behind_torn_marker(40, &[&entry, &entry, &entry]));
+        let descriptor = crate::support::header(8, 1, "{}");
+        let (first, second) = (descriptor.len(), descriptor.len() + 8 + entry.len());
+        let marker = |at, next, torn| {
+            let mut marker = crate::support::marker(at, next);
+            marker[4..].iter_mut().filter(|_| torn).for_each(|byte| *byte = 0);
+            marker
+        };
+        let end = second + 8 + 2 * entry.len();
+        for (next, torn) in (0..end + 16).flat_map(|next| [(next, false), (next, true)]) {
+            let second_markers = [(0, true), (end, true), (end, false), (next, false)];
+            let between = second_markers.map(|(next, torn)| marker(second, next, torn).to_vec());
+            for between in between.iter().chain([&Vec::new()]) {
+                let parts = [&[0][..], &descriptor, &marker(first, next, torn), &entry, between, &entry, &entry];
+                segment(&parts.concat());
+                segment(&[&parts.concat()[..], &[0; 24]].concat());
+            }
+        }
     }
 
     #[test]
