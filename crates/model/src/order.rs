@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use crate::{CqlType, CqlValue};
+use crate::{CqlType, CqlValue, value::vector_elements};
 
 /// Compares two serialised values of one type. An empty value sorts before every other; bytes that do not decode
 /// are compared as bytes.
@@ -37,9 +37,24 @@ pub fn compare_values(ty: &CqlType, a: &[u8], b: &[u8]) -> Ordering {
         }
         CqlType::Tuple(fields) => compare_parts(a, b, false, |index| fields.get(index)),
         CqlType::Udt { fields, .. } => compare_parts(a, b, false, |index| fields.get(index).map(|(_, ty)| ty)),
-        CqlType::Varint | CqlType::Decimal | CqlType::Float | CqlType::Double | CqlType::Vector { .. } => {
+        CqlType::Vector { element, dimension } => {
+            match (vector_elements(element, *dimension, a), vector_elements(element, *dimension, b)) {
+                (Ok(left), Ok(right)) => {
+                    let orders = left.iter().zip(&right).map(|(left, right)| compare_values(element, left, right));
+                    orders.into_iter().find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
+                }
+                _ => a.cmp(b),
+            }
+        }
+        CqlType::Varint | CqlType::Decimal | CqlType::Float | CqlType::Double => {
             match (CqlValue::decode(ty, a), CqlValue::decode(ty, b)) {
-                (Ok(left), Ok(right)) => compare_numbers(&left, &right),
+                (Ok(CqlValue::Varint(left)), Ok(CqlValue::Varint(right))) => left.cmp(&right),
+                (Ok(CqlValue::Decimal { unscaled, scale }), Ok(CqlValue::Decimal { unscaled: other, scale: s })) => {
+                    compare_decimals((&unscaled, scale), (&other, s))
+                }
+                // Java orders NaN last and -0.0 before 0.0, as total_cmp does for the canonical NaN.
+                (Ok(CqlValue::Float(left)), Ok(CqlValue::Float(right))) => left.total_cmp(&right),
+                (Ok(CqlValue::Double(left)), Ok(CqlValue::Double(right))) => left.total_cmp(&right),
                 _ => a.cmp(b),
             }
         }
@@ -63,25 +78,6 @@ fn compare_time_uuids(a: &[u8], b: &[u8]) -> Ordering {
     };
     let low = |uuid: &[u8]| uuid.get(8..).unwrap_or_default().iter().map(|byte| byte ^ 0x80).collect::<Vec<_>>();
     time(a).cmp(&time(b)).then_with(|| low(a).cmp(&low(b)))
-}
-
-fn compare_numbers(a: &CqlValue, b: &CqlValue) -> Ordering {
-    match (a, b) {
-        (CqlValue::Varint(a), CqlValue::Varint(b)) => a.cmp(b),
-        (CqlValue::Decimal { unscaled: a, scale: s }, CqlValue::Decimal { unscaled: b, scale: t }) => {
-            compare_decimals((a, *s), (b, *t))
-        }
-        // Java orders NaN last and -0.0 before 0.0, as total_cmp does for the canonical NaN.
-        (CqlValue::Float(a), CqlValue::Float(b)) => a.total_cmp(b),
-        (CqlValue::Double(a), CqlValue::Double(b)) => a.total_cmp(b),
-        (CqlValue::Vector(a), CqlValue::Vector(b)) => {
-            let parts = a.iter().zip(b).map(|(a, b)| compare_numbers(a, b));
-            parts.into_iter().find(|order| order.is_ne()).unwrap_or_else(|| a.len().cmp(&b.len()))
-        }
-        (CqlValue::Int(a), CqlValue::Int(b)) => a.cmp(b),
-        (CqlValue::BigInt(a), CqlValue::BigInt(b)) => a.cmp(b),
-        _ => format!("{a:?}").cmp(&format!("{b:?}")),
-    }
 }
 
 fn compare_decimals((a, s): (&num_bigint::BigInt, i32), (b, t): (&num_bigint::BigInt, i32)) -> Ordering {
@@ -136,4 +132,28 @@ fn take_part<'a>(rest: &mut &'a [u8]) -> Option<Option<&'a [u8]>> {
     let (part, tail) = tail.split_at_checked(length)?;
     *rest = tail;
     Some(Some(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vector(element: CqlType) -> CqlType {
+        CqlType::Vector { element: Box::new(element), dimension: 2 }
+    }
+
+    /// Found by comparing with Cassandra's own reader: keys of a `map<vector<timestamp, 2>, blob>`.
+    #[test]
+    fn vectors_are_ordered_by_their_elements() {
+        let of = |elements: [i64; 2]| elements.map(i64::to_be_bytes).concat();
+        let in_order = [[i64::MIN, 5], [-1, 0], [3_075_402_048_585, i64::MIN], [199_218_492_505_611, -455_673_060_000]];
+        for pair in in_order.windows(2) {
+            let [left, right] = pair else { unreachable!() };
+            assert_eq!(compare_values(&vector(CqlType::Timestamp), &of(*left), &of(*right)), Ordering::Less);
+        }
+        // Elements of any length stand behind their own.
+        let texts = |elements: [&str; 2]| elements.map(|text| [&[text.len() as u8], text.as_bytes()].concat()).concat();
+        let order = compare_values(&vector(CqlType::Text), &texts(["b", ""]), &texts(["aaa", "c"]));
+        assert_eq!(order, Ordering::Greater);
+    }
 }

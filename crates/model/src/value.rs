@@ -145,7 +145,10 @@ fn decode(ty: &CqlType, bytes: &[u8], depth: usize) -> Result<CqlValue, ValueErr
                 .map(|((name, ty), part)| Ok((name.clone(), optional(ty, part, depth)?)))
                 .collect::<Result<_, ValueError>>()?,
         ),
-        CqlType::Vector { element, dimension } => CqlValue::Vector(vector(element, *dimension, bytes, depth)?),
+        CqlType::Vector { element, dimension } => {
+            let elements = vector_elements(element, *dimension, bytes)?.into_iter();
+            CqlValue::Vector(elements.map(|value| decode(element, value, depth - 1)).collect::<Result<_, _>>()?)
+        }
     })
 }
 
@@ -179,13 +182,18 @@ fn parts(bytes: &[u8], count: usize) -> Result<Vec<Option<&[u8]>>, ValueError> {
     (0..count).map(|_| if rest.is_empty() { Ok(None) } else { part(&mut rest) }).collect()
 }
 
-fn vector(element: &CqlType, dimension: u32, bytes: &[u8], depth: usize) -> Result<Vec<CqlValue>, ValueError> {
+/// The serialised elements of a vector (`VectorType.FixedLengthSerializer` and `VariableLengthSerializer`).
+pub(crate) fn vector_elements<'a>(
+    element: &CqlType,
+    dimension: u32,
+    bytes: &'a [u8],
+) -> Result<Vec<&'a [u8]>, ValueError> {
     let dimension = usize::try_from(dimension).map_err(|_| ValueError::Truncated)?;
     if let Some(width) = element.fixed_length().filter(|width| *width > 0) {
         if width.checked_mul(dimension) != Some(bytes.len()) {
             return Err(ValueError::Length { ty: "vector", length: bytes.len() });
         }
-        return bytes.chunks_exact(width).map(|chunk| decode(element, chunk, depth - 1)).collect();
+        return Ok(bytes.chunks_exact(width).collect());
     }
     let mut rest = bytes;
     (0..dimension)
@@ -193,7 +201,7 @@ fn vector(element: &CqlType, dimension: u32, bytes: &[u8], depth: usize) -> Resu
             let length = usize::try_from(unsigned_vint(&mut rest)?).map_err(|_| ValueError::Truncated)?;
             let (value, tail) = rest.split_at_checked(length).ok_or(ValueError::Truncated)?;
             rest = tail;
-            decode(element, value, depth - 1)
+            Ok(value)
         })
         .collect()
 }
