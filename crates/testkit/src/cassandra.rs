@@ -28,7 +28,7 @@ const EXPORTS: [&str; 9] = [
     "jdk.unsupported/sun.misc",
     "jdk.attach/sun.tools.attach",
 ];
-const OPENS: [&str; 17] = [
+const OPENS: [&str; 35] = [
     "java.base/java.lang.module",
     "java.base/jdk.internal.loader",
     "java.base/jdk.internal.ref",
@@ -46,6 +46,25 @@ const OPENS: [&str; 17] = [
     "java.base/java.util.concurrent",
     "java.base/java.util.concurrent.atomic",
     "java.base/jdk.internal.misc",
+    // 4.0 and 4.1 measure a prepared statement by walking over all it refers to.
+    "java.base/java.lang.invoke",
+    "java.base/java.lang.ref",
+    "java.base/java.math",
+    "java.base/java.net",
+    "java.base/java.nio.charset",
+    "java.base/java.nio.file",
+    "java.base/java.security",
+    "java.base/java.text",
+    "java.base/java.time",
+    "java.base/java.util.concurrent.locks",
+    "java.base/java.util.function",
+    "java.base/java.util.regex",
+    "java.base/java.util.stream",
+    "java.base/sun.nio.cs",
+    "java.base/sun.nio.fs",
+    "java.base/sun.util.calendar",
+    "java.base/sun.util.locale",
+    "java.base/sun.util.locale.provider",
 ];
 
 /// What a JVM must be told to run Cassandra's classes.
