@@ -124,7 +124,12 @@ public final class CommitLogJson
             damaged = printer.damaged;
         }
         out.flush();
-        // Cassandra leaves threads behind.
+        // Cassandra leaves threads behind, and the mutations it could not read.
+        try (Stream<Path> left = Files.list(Path.of(System.getProperty("java.io.tmpdir"))))
+        {
+            left.filter(file -> file.getFileName().toString().matches("mutation\\d+dat"))
+                .forEach(file -> file.toFile().delete());
+        }
         System.exit(damaged ? 3 : 0);
     }
 
@@ -291,6 +296,7 @@ public final class CommitLogJson
     private static final class Printer extends Handler
     {
         private final PrintStream out;
+        private final List<String> lines = new ArrayList<>();
 
         Printer(Set<String> tables, boolean includeSystem, PrintStream out)
         {
@@ -300,6 +306,22 @@ public final class CommitLogJson
 
         @Override
         public void handleMutation(Mutation mutation, int size, int position, CommitLogDescriptor segment)
+        {
+            try
+            {
+                lines.clear();
+                changes(mutation, position, segment);
+                lines.forEach(line -> out.append(line).append('\n'));
+            }
+            catch (RuntimeException e)
+            {
+                // Read with a schema that was not in force: a field more than the type has.
+                damaged = true;
+                System.err.println(segment.id + ":" + position + " cannot be printed: " + e);
+            }
+        }
+
+        private void changes(Mutation mutation, int position, CommitLogDescriptor segment)
         {
             for (PartitionUpdate update : mutation.getPartitionUpdates())
             {
@@ -353,7 +375,7 @@ public final class CommitLogJson
 
         private void print(Json change)
         {
-            out.append(change.end()).append('\n');
+            lines.add(change.end());
         }
     }
 
@@ -647,7 +669,7 @@ public final class CommitLogJson
             BigDecimal exact = new BigDecimal(wide), shortest = exact;
             for (int digits = 1; digits <= 17; digits++)
             {
-                shortest = exact.round(new MathContext(digits, RoundingMode.HALF_EVEN));
+                shortest = exact.round(new MathContext(digits, RoundingMode.HALF_UP));
                 if (value instanceof Float ? shortest.floatValue() == value.floatValue() : shortest.doubleValue() == wide)
                     break;
             }
@@ -795,15 +817,16 @@ public final class CommitLogJson
         }
         JsonNode column = row.get("is").get("column");
         AbstractType<?> type = CQLTypeParser.parse(keyspace, text(column, "type"), types);
+        // Given as a string it would lose its capitals.
+        ColumnIdentifier identifier = ColumnIdentifier.getInterned(name, true);
         switch (text(column, "kind"))
         {
-            // By identifier: names of keys would lose their capitals.
-            case "partition_key": table.addPartitionKeyColumn(ColumnIdentifier.getInterned(name, true), type); break;
+            case "partition_key": table.addPartitionKeyColumn(identifier, type); break;
             case "clustering":
-                table.addClusteringColumn(ColumnIdentifier.getInterned(name, true), column.get("reversed").asBoolean() ? ReversedType.getInstance(type) : type);
+                table.addClusteringColumn(identifier, column.get("reversed").asBoolean() ? ReversedType.getInstance(type) : type);
                 break;
-            case "static": table.addStaticColumn(name, type); break;
-            default: table.addRegularColumn(name, type);
+            case "static": table.addStaticColumn(identifier, type); break;
+            default: table.addRegularColumn(identifier, type);
         }
         if (type instanceof CounterColumnType)
             table.isCounter(true);

@@ -120,17 +120,28 @@ impl Written {
             vectors: combination.version.starts_with("5."),
             // Ends before 2038, and with format 8 after it.
             longest_ttl: if combination.disk == Disk::Direct { 630_720_000 } else { 300_000_000 },
+            earliest_write: if combination.disk == Disk::Direct { 0 } else { i64::MIN + 1 },
             longest_blob: LONGEST_BLOB,
         };
         let mut changes: Vec<_> = seeds.iter().map(options).map(EveryChange::new).collect();
-        for (phase, schema) in self.schemas.iter().enumerate() {
+        let mark = async |phase: i32| {
+            session.query_unpaged(format!("insert into {MARKER_TABLE} (phase) values ({phase})"), ()).await
+        };
+        for (phase, schema) in (0..).zip(&self.schemas) {
             for (change, seed) in changes.iter_mut().zip(seeds) {
-                let done =
-                    if phase == 0 { change.create(&session).await } else { change.alter(&session, ALTERATIONS).await };
-                done.with_context(|| format!("seed {seed}, {combination:?}"))?;
+                let context = || format!("seed {seed}, {combination:?}");
+                if phase == 0 {
+                    change.create(&session).await.with_context(context)?;
+                    continue;
+                }
+                for _ in 0..ALTERATIONS {
+                    change.alter(&session).await.with_context(context)?;
+                    // Dropping a table begins another segment, and one without a captured write does not stay.
+                    mark(-phase).await?;
+                }
             }
             self.save_schema(schema)?;
-            session.query_unpaged(format!("insert into {MARKER_TABLE} (phase) values ({phase})"), ()).await?;
+            mark(phase).await?;
             for (change, seed) in changes.iter_mut().zip(seeds) {
                 let refused = change.write(&session, OPERATIONS).await;
                 let refused = refused.with_context(|| format!("seed {seed}, {combination:?}"))?;

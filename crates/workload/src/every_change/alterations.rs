@@ -18,7 +18,7 @@ pub(super) fn alter(
     }
     let table = tables.choose_mut_where(Table::may_change, rng)?;
     let name = format!("{keyspace}.{}", table.name);
-    match rng.random_range(0..10) {
+    match rng.random_range(0..9) {
         0..3 => {
             let is_static = !table.clustering.is_empty() && rng.random_bool(0.3);
             let ty = types.random(rng, Place::Column, 2);
@@ -56,7 +56,6 @@ pub(super) fn alter(
             let old = std::mem::replace(&mut column.name, fresh);
             Some(vec![format!("alter table {name} rename {} to {}", quote(&old), quote(&column.name))])
         }
-        8 => Some(vec![format!("truncate {name}")]),
         _ => {
             let fresh = Table::random(types, &table.name, rng);
             *table = fresh;

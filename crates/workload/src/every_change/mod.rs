@@ -33,6 +33,9 @@ pub struct Options {
     pub vectors: bool,
     /// Seconds. Cassandra refuses one that ends behind 2038-01-19 (2106 with `storage_compatibility_mode: NONE`).
     pub longest_ttl: i32,
+    /// Microseconds. Cassandra 5.0 with `storage_compatibility_mode: NONE` does not read back what it flushed of a
+    /// partition's deletion before 1970 ("Invalid flags found deserializing DeletionTime").
+    pub earliest_write: i64,
     /// Bytes; a mutation may have half a segment.
     pub longest_blob: usize,
 }
@@ -68,13 +71,11 @@ impl EveryChange {
         Ok(())
     }
 
-    /// Changes the schema so many times: columns and fields are added, dropped, added again and renamed, tables emptied,
-    /// dropped and created.
-    pub async fn alter(&mut self, session: &Session, changes: usize) -> anyhow::Result<()> {
-        for _ in 0..changes {
-            for cql in self.alteration() {
-                execute(session, Write { cql, values: Vec::new() }).await?;
-            }
+    /// Changes the schema once: columns and fields are added, dropped, added again and renamed, tables dropped and
+    /// created.
+    pub async fn alter(&mut self, session: &Session) -> anyhow::Result<()> {
+        for cql in self.alteration() {
+            execute(session, Write { cql, values: Vec::new() }).await?;
         }
         Ok(())
     }
@@ -195,6 +196,10 @@ impl EveryChange {
             12..15 if !is_counter => Operation::Batch(self.batch_type(), self.one_partition(index)),
             15..18 => Operation::Batch(self.batch_type(), self.one_mutation()),
             18..21 => self.list_element(),
+            21 if self.tables[index].may_change() => {
+                let cql = format!("truncate {}.{}", self.options.keyspace, self.tables[index].name);
+                Operation::Write(Write { cql, values: Vec::new() })
+            }
             _ => Operation::Write(self.write_anywhere(index, Context::Single)),
         }
     }
@@ -232,6 +237,7 @@ impl EveryChange {
             types: &self.types,
             longest_ttl: self.options.longest_ttl,
             blob_max: self.options.longest_blob,
+            earliest: self.options.earliest_write,
             now: self.clock,
         };
         writer.write(&mut self.tables[index], partition, context, &mut self.rng)
@@ -295,7 +301,9 @@ mod tests {
 
     fn digest(seed: u64) -> Vec<String> {
         let keyspace = "k".to_owned();
-        let mut changes = EveryChange::new(Options { seed, keyspace, vectors: true, longest_ttl: 9, longest_blob: 9 });
+        let earliest_write = i64::MIN + 1;
+        let options = Options { seed, keyspace, vectors: true, longest_ttl: 9, earliest_write, longest_blob: 9 };
+        let mut changes = EveryChange::new(options);
         changes.clock = 0;
         let mut lines = changes.schema();
         for _ in 0..2_000 {

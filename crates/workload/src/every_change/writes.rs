@@ -19,6 +19,7 @@ pub(super) struct Writer<'a> {
     pub(super) types: &'a Types,
     pub(super) longest_ttl: i32,
     pub(super) blob_max: usize,
+    pub(super) earliest: i64,
     /// Microseconds.
     pub(super) now: i64,
 }
@@ -346,7 +347,7 @@ impl Writer<'_> {
 
     /// Mostly about now, with ties; any but the smallest number is one.
     fn write_time(&self, rng: &mut ChaCha8Rng) -> i64 {
-        match rng.random_range(0..16) {
+        let time = match rng.random_range(0..16) {
             0 => i64::MIN + 1,
             1 => i64::MAX,
             2 => rng.random_range(-3..3),
@@ -355,7 +356,8 @@ impl Writer<'_> {
             // The headers of mutations count from there.
             5 => 1_442_880_000_000_000 + rng.random_range(-200..200),
             _ => self.now - rng.random_range(0..1_000),
-        }
+        };
+        time.max(self.earliest)
     }
 
     fn name(&self, table: &Table) -> String {
