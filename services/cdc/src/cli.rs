@@ -1,7 +1,10 @@
 //! What can be typed.
 
+use std::io::{self, Write as _};
 use std::path::PathBuf;
+use std::process;
 
+use cdc_runtime::Exit;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Role;
@@ -205,10 +208,16 @@ pub(crate) struct NameArgs {
     pub(crate) name: String,
 }
 
-/// What a command came for.
-#[expect(clippy::print_stdout, reason = "results go to standard output")]
+/// What a command came for. Whoever reads it may have enough of it; anything else that keeps it from being written ends
+/// the process.
 pub(crate) fn say(text: &str) {
-    println!("{}", text.trim_end());
+    match writeln!(io::stdout(), "{}", text.trim_end()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            complain(&format!("cannot write to standard output: {error}"));
+            process::exit(Exit::Failure as i32)
+        }
+        _ => {}
+    }
 }
 
 #[expect(clippy::print_stderr, reason = "errors of a command go to standard error, before or without a log")]

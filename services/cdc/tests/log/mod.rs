@@ -331,6 +331,12 @@ fn a_reader_that_has_enough_is_no_failure() {
     parse(&line);
     let output = dump.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(OK), &[][..]));
+
+    let mut stat =
+        cdc(&["log", "stat", golden.segment()]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(stat.stdout.take());
+    let output = stat.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(OK), &[][..]));
 }
 
 #[test]
