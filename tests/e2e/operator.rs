@@ -74,6 +74,42 @@ fn a_node_without_cdc_is_refused_with_the_setting_to_change() {
 }
 
 #[test]
+fn log_shows_what_a_live_node_writes_and_reads_it_with_the_schema_of_that_moment() {
+    let cassandra = Cassandra::start().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let session = runtime.block_on(cdc_workload::connect(&cassandra.contact_points())).unwrap();
+    let execute = |cql: &str| drop(runtime.block_on(session.query_unpaged(cql, ())).unwrap());
+    execute("create keyspace live with replication = {'class': 'SimpleStrategy', 'replication_factor': 1}");
+    execute("create table live.seen (id int primary key, note text) with cdc = true");
+    let folder = tempfile::tempdir().unwrap();
+    let node = cassandra.node(0);
+    let mut dump = cdc();
+    dump.args(["log", "dump", "--follow", "--from", "end", "--contact-point", &node.address()]).arg(node.cdc_raw_dir());
+    let mut dump = Process::run(dump, "log dump", folder.path().join("dump"));
+    let is_shown = |dump: &Process, what: &str| {
+        let text = dump.log();
+        anyhow::ensure!(text.lines().any(|line| line.contains(what)), "{what} is not in {text}");
+        Ok(())
+    };
+    let mut id = 0;
+    eventually("a write is shown", Duration::from_secs(30), || {
+        id += 1;
+        execute(&format!("insert into live.seen (id, note) values ({id}, 'first')"));
+        is_shown(&dump, r#""value":"first""#)
+    });
+    execute("alter table live.seen add more list<int>");
+    execute("insert into live.seen (id, more) values (-1, [7])");
+    execute("create table live.born (id int primary key, v boolean) with cdc = true");
+    execute("insert into live.born (id, v) values (-2, true)");
+    eventually("what was altered and created since is shown", Duration::from_secs(30), || {
+        is_shown(&dump, r#""value":7"#)?;
+        is_shown(&dump, r#""table":"live.born""#)
+    });
+    dump.signal(Signal::INT);
+    assert_eq!(dump.exits_within(AT_ONCE).code(), Some(0));
+}
+
+#[test]
 fn an_interrupt_drains_and_commits_and_a_second_one_stops_at_once() {
     let servers = Servers::start(false);
     let mut agent = servers.spawn("run", "");

@@ -174,15 +174,15 @@ pub(crate) fn cdc() -> Command {
 
 impl Process {
     fn spawn(role: &'static str, config: PathBuf) -> Self {
+        let mut command = cdc();
+        command.arg(role).arg(&config);
+        Self::run(command, role, config)
+    }
+
+    /// What it prints stands beside the configuration, or where that would be.
+    pub(crate) fn run(mut command: Command, role: &'static str, config: PathBuf) -> Self {
         let log = fs::OpenOptions::new().create(true).append(true).open(config.with_extension("log")).unwrap();
-        let child = cdc()
-            .arg(role)
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         Self { role, config, child }
     }
 
