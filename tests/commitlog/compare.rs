@@ -9,8 +9,9 @@ use crate::node::{self, Combination, MARKER_TABLE, PHASES};
 
 /// Differences shown; the outputs are kept whole.
 const SHOWN: usize = 5;
-/// Longest beginning of a line that is shown.
-const SHOWN_CHARACTERS: usize = 3_000;
+/// Of each difference so many characters are shown, and so many of them before its place.
+const SHOWN_CHARACTERS: usize = 1_000;
+const SHOWN_BEFORE: usize = 500;
 /// What every run must have met, or it compared too little.
 const MET: [&str; 14] = [
     r#""kind":"row""#,
@@ -100,17 +101,19 @@ fn by_entry<S: AsRef<str>>(lines: &[S]) -> Entries {
 }
 
 fn differences(ours: &Entries, theirs: &Entries) -> Vec<String> {
-    let shown = |lines: Option<&Vec<String>>| -> String {
-        let text = lines.map_or_else(|| "nothing".to_owned(), |lines| lines.join("\n        "));
-        text.chars().take(SHOWN_CHARACTERS).collect()
-    };
     let mut entries: Vec<_> = ours.keys().chain(theirs.keys()).collect();
     entries.sort();
     entries.dedup();
     let different = entries.into_iter().filter(|at| ours.get(at) != theirs.get(at));
     different
         .map(|at @ (segment, position)| {
-            let (ours, theirs) = (shown(ours.get(at)), shown(theirs.get(at)));
+            let [ours, theirs] =
+                [ours, theirs].map(|entries| entries.get(at).map_or("nothing".into(), |l| l.join("\n")));
+            let common = ours.chars().zip(theirs.chars()).take_while(|(ours, theirs)| ours == theirs).count();
+            let shown = |text: &str| -> String {
+                text.chars().skip(common.saturating_sub(SHOWN_BEFORE)).take(SHOWN_CHARACTERS).collect()
+            };
+            let (ours, theirs) = (shown(&ours), shown(&theirs));
             format!("segment {segment} position {position}\n  cdc:       {ours}\n  Cassandra: {theirs}")
         })
         .collect()
