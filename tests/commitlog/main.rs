@@ -3,7 +3,7 @@
 //!
 //! A run covers the three releases, plain segments of each, each compressor, encryption and direct I/O; which release
 //! gets which compressor follows from the seed. `CDC_EQUALITY=all` runs every combination. Seeds are a fixed few;
-//! `CDC_SEED` names another one instead.
+//! `CDC_SEED` names others instead, as in `CDC_SEED=7,8,9`.
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 #![expect(clippy::print_stdout, reason = "seeds")]
 
@@ -19,7 +19,7 @@ const FIXED_SEEDS: [u64; 2] = [1, 2];
 
 fn seeds() -> Vec<u64> {
     match std::env::var("CDC_SEED") {
-        Ok(seed) => vec![seed.parse().unwrap()],
+        Ok(seeds) => seeds.split(',').map(|seed| seed.trim().parse().unwrap()).collect(),
         Err(_) => FIXED_SEEDS.to_vec(),
     }
 }
