@@ -34,7 +34,7 @@ pub struct Options {
     /// Seconds. Cassandra refuses one that ends behind 2038-01-19 (2106 with `storage_compatibility_mode: NONE`).
     pub longest_ttl: i32,
     /// Microseconds. Cassandra 5.0 with `storage_compatibility_mode: NONE` does not read back what it flushed of a
-    /// partition's deletion before 1970 ("Invalid flags found deserializing DeletionTime").
+    /// partition's deletion before 1970 ("Invalid flags found deserializing `DeletionTime`").
     pub earliest_write: i64,
     /// Bytes; a mutation may have half a segment.
     pub longest_blob: usize,
