@@ -52,9 +52,15 @@ pub fn compare_values(ty: &CqlType, a: &[u8], b: &[u8]) -> Ordering {
                 (Ok(CqlValue::Decimal { unscaled, scale }), Ok(CqlValue::Decimal { unscaled: other, scale: s })) => {
                     compare_decimals((&unscaled, scale), (&other, s))
                 }
-                // Java orders NaN last and -0.0 before 0.0, as total_cmp does for the canonical NaN.
-                (Ok(CqlValue::Float(left)), Ok(CqlValue::Float(right))) => left.total_cmp(&right),
-                (Ok(CqlValue::Double(left)), Ok(CqlValue::Double(right))) => left.total_cmp(&right),
+                // Java orders -0.0 before 0.0 and NaN last, whatever its sign and payload.
+                (Ok(CqlValue::Float(left)), Ok(CqlValue::Float(right))) => {
+                    let [left, right] = [left, right].map(|number| if number.is_nan() { f32::NAN } else { number });
+                    left.total_cmp(&right)
+                }
+                (Ok(CqlValue::Double(left)), Ok(CqlValue::Double(right))) => {
+                    let [left, right] = [left, right].map(|number| if number.is_nan() { f64::NAN } else { number });
+                    left.total_cmp(&right)
+                }
                 _ => a.cmp(b),
             }
         }
@@ -154,5 +160,20 @@ mod tests {
         // Elements of any length stand behind their own.
         let order = compare_values(&vector(CqlType::Text), b"\x01b\x00", b"\x03aaa\x01c");
         assert_eq!(order, Ordering::Greater);
+    }
+
+    /// Found by comparing with Cassandra's own reader: elements of a `set<float>`.
+    #[test]
+    fn every_nan_comes_last() {
+        let negative = f32::from_bits(0xffc0_0001);
+        let in_order = [f32::NEG_INFINITY, -0.0, 0.0, f32::MAX, f32::INFINITY, negative];
+        for pair in in_order.windows(2) {
+            let (left, right) = (pair[0].to_be_bytes(), pair[1].to_be_bytes());
+            assert_eq!(compare_values(&CqlType::Float, &left, &right), Ordering::Less);
+        }
+        let [negative, positive] = [negative, f32::NAN].map(f32::to_be_bytes);
+        assert_eq!(compare_values(&CqlType::Float, &negative, &positive), Ordering::Equal);
+        let negative = (-f64::NAN).to_be_bytes();
+        assert_eq!(compare_values(&CqlType::Double, &f64::MAX.to_be_bytes(), &negative), Ordering::Less);
     }
 }
