@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 
 use crate::{CqlType, CqlValue, value::vector_elements};
 
-/// Compares two serialised values of one type. An empty value sorts before every other; bytes that do not decode
-/// are compared as bytes.
+/// Compares two serialised values of one type. An empty value sorts before every other, bytes that do not decode
+/// after every other.
 pub fn compare_values(ty: &CqlType, a: &[u8], b: &[u8]) -> Ordering {
     if a.is_empty() || b.is_empty() {
         return a.len().cmp(&b.len());
@@ -40,10 +40,13 @@ pub fn compare_values(ty: &CqlType, a: &[u8], b: &[u8]) -> Ordering {
         CqlType::Vector { element, dimension } => {
             match (vector_elements(element, *dimension, a), vector_elements(element, *dimension, b)) {
                 (Ok(left), Ok(right)) => {
-                    let orders = left.iter().zip(&right).map(|(left, right)| compare_values(element, left, right));
-                    orders.into_iter().find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
+                    let mut orders = left.zip(right).map(|pair| match pair {
+                        (Ok(left), Ok(right)) => compare_values(element, left, right),
+                        (left, right) => left.is_err().cmp(&right.is_err()),
+                    });
+                    orders.find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
                 }
-                _ => a.cmp(b),
+                (left, right) => left.is_err().cmp(&right.is_err()).then_with(|| a.cmp(b)),
             }
         }
         CqlType::Varint | CqlType::Decimal | CqlType::Float | CqlType::Double => {
@@ -61,7 +64,8 @@ pub fn compare_values(ty: &CqlType, a: &[u8], b: &[u8]) -> Ordering {
                     let [left, right] = [left, right].map(|number| if number.is_nan() { f64::NAN } else { number });
                     left.total_cmp(&right)
                 }
-                _ => a.cmp(b),
+                // Malformed ones last, so that there is one order over all bytes, which sorting may rely on.
+                (left, right) => left.is_err().cmp(&right.is_err()).then_with(|| a.cmp(b)),
             }
         }
     }
@@ -160,6 +164,18 @@ mod tests {
         // Elements of any length stand behind their own.
         let order = compare_values(&vector(CqlType::Text), b"\x01b\x00", b"\x03aaa\x01c");
         assert_eq!(order, Ordering::Greater);
+    }
+
+    #[test]
+    fn what_does_not_decode_comes_last() {
+        let malformed = [&[0u8; 3][..], &[0xff; 5]];
+        for (ty, valid) in [(CqlType::Float, vec![0x7f; 4]), (vector(CqlType::Int), vec![0x7f; 8])] {
+            for bytes in malformed {
+                assert_eq!(compare_values(&ty, &valid, bytes), Ordering::Less, "{ty:?}");
+                assert_eq!(compare_values(&ty, bytes, &valid), Ordering::Greater, "{ty:?}");
+            }
+            assert_eq!(compare_values(&ty, malformed[0], malformed[1]), Ordering::Less);
+        }
     }
 
     /// Found by comparing with Cassandra's own reader: elements of a `set<float>`.

@@ -146,8 +146,8 @@ fn decode(ty: &CqlType, bytes: &[u8], depth: usize) -> Result<CqlValue, ValueErr
                 .collect::<Result<_, ValueError>>()?,
         ),
         CqlType::Vector { element, dimension } => {
-            let elements = vector_elements(element, *dimension, bytes)?.into_iter();
-            CqlValue::Vector(elements.map(|value| decode(element, value, depth - 1)).collect::<Result<_, _>>()?)
+            let elements = vector_elements(element, *dimension, bytes)?;
+            CqlValue::Vector(elements.map(|value| decode(element, value?, depth - 1)).collect::<Result<_, _>>()?)
         }
     })
 }
@@ -187,23 +187,22 @@ pub(crate) fn vector_elements<'a>(
     element: &CqlType,
     dimension: u32,
     bytes: &'a [u8],
-) -> Result<Vec<&'a [u8]>, ValueError> {
+) -> Result<impl Iterator<Item = Result<&'a [u8], ValueError>> + use<'a>, ValueError> {
     let dimension = usize::try_from(dimension).map_err(|_| ValueError::Truncated)?;
-    if let Some(width) = element.fixed_length().filter(|width| *width > 0) {
-        if width.checked_mul(dimension) != Some(bytes.len()) {
-            return Err(ValueError::Length { ty: "vector", length: bytes.len() });
-        }
-        return Ok(bytes.chunks_exact(width).collect());
+    let width = element.fixed_length().filter(|width| *width > 0);
+    if width.is_some_and(|width| width.checked_mul(dimension) != Some(bytes.len())) {
+        return Err(ValueError::Length { ty: "vector", length: bytes.len() });
     }
     let mut rest = bytes;
-    (0..dimension)
-        .map(|_| {
-            let length = usize::try_from(unsigned_vint(&mut rest)?).map_err(|_| ValueError::Truncated)?;
-            let (value, tail) = rest.split_at_checked(length).ok_or(ValueError::Truncated)?;
-            rest = tail;
-            Ok(value)
-        })
-        .collect()
+    Ok((0..dimension).map(move |_| {
+        let length = match width {
+            Some(width) => width,
+            None => usize::try_from(unsigned_vint(&mut rest)?).map_err(|_| ValueError::Truncated)?,
+        };
+        let (value, tail) = rest.split_at_checked(length).ok_or(ValueError::Truncated)?;
+        rest = tail;
+        Ok(value)
+    }))
 }
 
 /// As many leading one bits in the first byte, so many bytes follow (`utils/vint/VIntCoding.java`).
