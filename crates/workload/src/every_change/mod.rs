@@ -88,7 +88,14 @@ impl EveryChange {
         for _ in 0..operations {
             match self.next() {
                 Operation::Write(write) => execute(session, write).await?,
-                Operation::Refusable(write) => refused += usize::from(!try_execute(session, write).await?),
+                Operation::ListElement(write) => {
+                    let may_be = |error: &DbError| matches!(error, DbError::Invalid);
+                    refused += usize::from(!try_execute(session, write, may_be).await?);
+                }
+                Operation::Conditional(write) => {
+                    let may_be = |error: &DbError| matches!(error, DbError::ReadFailure { .. });
+                    refused += usize::from(!try_execute(session, write, may_be).await?);
+                }
                 Operation::Batch(kind, writes) => {
                     let mut batch = Batch::new(kind);
                     let (texts, values): (Vec<_>, Vec<_>) =
@@ -109,21 +116,19 @@ async fn execute(session: &Session, write: Write) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// False: Cassandra refused it as invalid, or could not read what it depends on.
-async fn try_execute(session: &Session, write: Write) -> anyhow::Result<bool> {
+/// False: Cassandra refused it as this kind of statement may be.
+async fn try_execute(session: &Session, write: Write, may_be: fn(&DbError) -> bool) -> anyhow::Result<bool> {
     match session.query_unpaged(write.cql.as_str(), &write.values[..]).await {
         Ok(_) => Ok(true),
-        Err(ExecutionError::LastAttemptError(RequestAttemptError::DbError(
-            DbError::Invalid | DbError::ReadFailure { .. },
-            _,
-        ))) => Ok(false),
+        Err(ExecutionError::LastAttemptError(RequestAttemptError::DbError(error, _))) if may_be(&error) => Ok(false),
         Err(error) => bail!(anyhow::Error::from(error).context(write.cql)),
     }
 }
 
 enum Operation {
     Write(Write),
-    Refusable(Write),
+    ListElement(Write),
+    Conditional(Write),
     Batch(BatchType, Vec<Write>),
 }
 
@@ -189,7 +194,7 @@ impl EveryChange {
         let is_compact = matches!(self.tables[index].shape, Shape::CompactDense | Shape::CompactStatic);
         match self.rng.random_range(0..100) {
             0..6 if !is_counter && !is_compact => {
-                Operation::Refusable(self.write_anywhere(index, Context::Conditional))
+                Operation::Conditional(self.write_anywhere(index, Context::Conditional))
             }
             6..12 => {
                 let kind = if is_counter { BatchType::Counter } else { self.batch_type() };
@@ -297,7 +302,7 @@ impl EveryChange {
             (format!("delete {name}[?] from {full_name} where {keys}"), vec![index])
         };
         values.extend(partition.into_iter().chain(row));
-        Operation::Refusable(Write { cql, values })
+        Operation::ListElement(Write { cql, values })
     }
 }
 
@@ -314,7 +319,7 @@ mod tests {
         let mut lines = changes.schema();
         for _ in 0..2_000 {
             match changes.next() {
-                Operation::Write(write) | Operation::Refusable(write) => {
+                Operation::Write(write) | Operation::ListElement(write) | Operation::Conditional(write) => {
                     assert_eq!(unquoted_marks(&write.cql), write.values.len(), "{}", write.cql);
                     lines.push(format!("{write:?}"));
                 }
