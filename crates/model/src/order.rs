@@ -40,11 +40,18 @@ pub fn compare_values(ty: &CqlType, a: &[u8], b: &[u8]) -> Ordering {
         CqlType::Vector { element, dimension } => {
             match (vector_elements(element, *dimension, a), vector_elements(element, *dimension, b)) {
                 (Ok(left), Ok(right)) => {
-                    let mut orders = left.zip(right).map(|pair| match pair {
-                        (Ok(left), Ok(right)) => compare_values(element, left, right),
-                        (left, right) => left.is_err().cmp(&right.is_err()),
-                    });
-                    orders.find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
+                    for pair in left.zip(right) {
+                        let order = match pair {
+                            (Ok(left), Ok(right)) => compare_values(element, left, right),
+                            // Neither can be read on; the dimension alone may promise billions more.
+                            (Err(_), Err(_)) => return a.cmp(b),
+                            (left, right) => left.is_err().cmp(&right.is_err()),
+                        };
+                        if order.is_ne() {
+                            return order;
+                        }
+                    }
+                    Ordering::Equal
                 }
                 (left, right) => left.is_err().cmp(&right.is_err()).then_with(|| a.cmp(b)),
             }
@@ -176,6 +183,15 @@ mod tests {
             }
             assert_eq!(compare_values(&ty, malformed[0], malformed[1]), Ordering::Less);
         }
+    }
+
+    /// Found by fuzzing: the comparison went on for as many elements as the type has, whatever the bytes hold.
+    #[test]
+    fn malformed_vectors_are_compared_by_what_is_there() {
+        let huge = |element| CqlType::Vector { element: Box::new(element), dimension: u32::MAX };
+        let ty = huge(huge(huge(CqlType::Text)));
+        assert_eq!(compare_values(&ty, b"\x01a", b"\x01a\x09"), Ordering::Less);
+        assert_eq!(compare_values(&ty, b"\x01a", b"\x01a"), Ordering::Equal);
     }
 
     /// Found by comparing with Cassandra's own reader: elements of a `set<float>`.
