@@ -295,8 +295,8 @@ async fn insert(
 struct Tables(HashMap<TableId, Arc<TableSchema>>);
 
 impl Schemas for Tables {
-    fn table(&self, id: TableId) -> Option<Arc<TableSchema>> {
-        self.0.get(&id).cloned()
+    fn table(&self, id: TableId) -> Option<&Arc<TableSchema>> {
+        self.0.get(&id)
     }
 }
 

@@ -4,12 +4,12 @@
 //! their columns' types: to get behind one, all of it must be decoded with its table's schema. Deltas against the
 //! header's bases wrap, since the bases are hints and not minima.
 
-use std::{collections::HashMap, rc::Rc, sync::Arc};
+use std::{collections::HashMap, hash::BuildHasher, ops::Range, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use cdc_model::{
-    Bound, Cell, CellValue, Change, ChangeBody, Clustering, ColumnState, ComplexState, DeletionTime, Liveness,
-    LocalTime, Provenance, RangeTombstone, RowState, TableId, TableSchema, WriteTime,
+    Bound, Cell, CellValue, Change, ChangeBody, Clustering, ColumnId, ColumnState, ComplexState, DeletionTime,
+    Liveness, LocalTime, Provenance, RangeTombstone, RowState, TableId, TableSchema, ValueBytes, WriteTime,
 };
 use uuid::Uuid;
 
@@ -21,12 +21,12 @@ use crate::{
 
 /// Where the decoder finds schemas: of all tables of the node, dropped columns included.
 pub trait Schemas {
-    fn table(&self, id: TableId) -> Option<Arc<TableSchema>>;
+    fn table(&self, id: TableId) -> Option<&Arc<TableSchema>>;
 }
 
-impl Schemas for HashMap<TableId, Arc<TableSchema>> {
-    fn table(&self, id: TableId) -> Option<Arc<TableSchema>> {
-        self.get(&id).cloned()
+impl<S: BuildHasher> Schemas for HashMap<TableId, Arc<TableSchema>, S> {
+    fn table(&self, id: TableId) -> Option<&Arc<TableSchema>> {
+        self.get(&id)
     }
 }
 
@@ -44,7 +44,8 @@ pub enum DecodeError {
 /// Decodes mutations; keeps what it learned of the tables' columns between calls, so use one per thread.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    layouts: HashMap<TableId, Layout>,
+    /// Looked up once per update: by a fast hash, as nobody chooses the ids of tables to collide.
+    layouts: HashMap<TableId, Layout, foldhash::fast::RandomState>,
     /// Of the row being decoded: the header's columns that are missing, a bit each.
     missing: Vec<u64>,
 }
@@ -131,14 +132,14 @@ impl Decoder {
             let Some(table) = schemas.table(id) else {
                 return if is_last { Ok(Some(id)) } else { Err(Stop::UnknownTable(id)) };
             };
-            let is_captured = captured(&table);
+            let is_captured = captured(table);
             if is_last && !is_captured {
                 return Ok(None);
             }
             *current = Some(id);
-            let layout = self.layouts.entry(id).or_insert_with(|| Layout::new(Arc::clone(&table)));
-            if !Arc::ptr_eq(&layout.table, &table) {
-                *layout = Layout::new(table);
+            let layout = self.layouts.entry(id).or_insert_with(|| Layout::new(Arc::clone(table)));
+            if !Arc::ptr_eq(&layout.table, table) {
+                *layout = Layout::new(Arc::clone(table));
             }
             if is_captured {
                 Update::<true>::decode(format, payload, cursor, at, layout, &mut self.missing, out)?;
@@ -195,6 +196,12 @@ struct Base {
     local: u32,
     ttl: u32,
 }
+
+/// The place of a cell that is about to be read.
+const VACANT: Cell =
+    Cell { time: WriteTime::NONE, ttl: 0, local: LocalTime::NONE, value: CellValue::Live(ValueBytes::EMPTY) };
+const VACANT_COLUMN: (ColumnId, ColumnState) = (ColumnId(0), ColumnState::Simple(VACANT));
+const VACANT_ELEMENT: (ValueBytes, Cell) = (ValueBytes::EMPTY, VACANT);
 
 /// 2015-09-22T00:00:00Z.
 const EPOCH_SECONDS: u32 = 1_442_880_000;
@@ -322,7 +329,7 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
         Ok(())
     }
 
-    fn bound_prefix(&mut self) -> Result<Vec<Bytes>, Fault> {
+    fn bound_prefix(&mut self) -> Result<Vec<ValueBytes>, Fault> {
         let size = usize::from(u16::from_be_bytes(self.cursor.array()?));
         if size > self.clustering.len() {
             return Err("a range marker has more values than the table has clustering columns");
@@ -332,7 +339,7 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
         self.clustering_values(size, |value| {
             let value = value.ok_or("a range marker has a null value")?;
             if KEEP {
-                prefix.push(payload.slice(value));
+                prefix.push(ValueBytes::of(payload, value));
             }
             Ok(())
         })?;
@@ -353,14 +360,14 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
             }
             Ok(())
         })?;
-        Ok(Clustering::of(&values))
+        Ok(Clustering::new(values))
     }
 
     /// The first `size` clustering columns' values, a bitmap of empty and null ones before every 32.
     fn clustering_values(
         &mut self,
         size: usize,
-        mut value: impl FnMut(Option<std::ops::Range<usize>>) -> Result<(), Fault>,
+        mut value: impl FnMut(Option<Range<usize>>) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         let mut bitmap = 0;
         for (index, fixed) in self.clustering.iter().take(size).enumerate() {
@@ -396,18 +403,33 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
             if !has_all && self.missing[index / 64] >> (index % 64) & 1 == 1 {
                 continue;
             }
-            let state = match column.kind {
+            if KEEP && row.columns.is_empty() {
+                row.columns.reserve_exact(columns.list.len() - index);
+            }
+            match column.kind {
                 Kind::Complex => {
-                    self.complex(column, has_complex_deletion, liveness.as_ref())?.map(ColumnState::Complex)
+                    let state = self.complex(column, has_complex_deletion, liveness.as_ref())?;
+                    row.columns.extend(state.map(|state| (column.id, ColumnState::Complex(state))));
                 }
-                Kind::Simple(fixed) => self.simple(column, fixed, liveness.as_ref())?,
-                Kind::Counter => self.simple(column, None, liveness.as_ref())?,
-            };
-            if KEEP && let Some(state) = state {
-                if row.columns.is_empty() {
-                    row.columns.reserve_exact(columns.list.len() - index);
+                Kind::Simple(_) | Kind::Counter => {
+                    let mut aside = VACANT;
+                    let cell = if KEEP {
+                        row.columns.push(VACANT_COLUMN);
+                        match row.columns.last_mut() {
+                            Some((id, ColumnState::Simple(cell))) => {
+                                *id = column.id;
+                                cell
+                            }
+                            _ => unreachable!("just pushed"),
+                        }
+                    } else {
+                        &mut aside
+                    };
+                    self.cell(column.kind, liveness.as_ref(), cell, |_| Ok(()))?;
+                    if KEEP && column.is_dropped(cell.time) {
+                        row.columns.pop();
+                    }
                 }
-                row.columns.push((column.id, state));
             }
         }
         if !columns.sorted {
@@ -455,12 +477,22 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
         let capacity = if KEEP { count.min(self.cursor.rest().len() / 2).min(4096) } else { 0 };
         let mut cells = Vec::with_capacity(capacity);
         for _ in 0..count {
-            let (path, cell) = self.cell(column.kind, None, liveness, |update| {
-                let path = update.cursor.sized()?;
-                Ok(update.bytes(path))
+            let mut aside = (ValueBytes::EMPTY, VACANT);
+            let (path, cell) = if KEEP {
+                cells.push(VACANT_ELEMENT);
+                cells.last_mut().expect("just pushed")
+            } else {
+                &mut aside
+            };
+            self.cell(column.kind, liveness, cell, |update| {
+                let range = update.cursor.sized()?;
+                if KEEP {
+                    path.set(update.payload, range);
+                }
+                Ok(())
             })?;
-            if KEEP && !column.is_dropped(cell.time) {
-                cells.push((path, cell));
+            if KEEP && column.is_dropped(cell.time) {
+                cells.pop();
             }
         }
         // They come in the order of the path's type.
@@ -477,26 +509,16 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
         Ok((deletion.is_some() || !cells.is_empty()).then_some(ComplexState { deletion, cells }))
     }
 
+    /// Reads a cell to where it stays, which is [`VACANT`]; its path stands before the value. A cell is never moved right
+    /// after it was made: to load as words what was just stored in smaller parts makes the processor wait.
     #[inline(always)]
-    fn simple(
-        &mut self,
-        column: &HeaderColumn,
-        fixed: Option<usize>,
-        liveness: Option<&Liveness>,
-    ) -> Result<Option<ColumnState>, Fault> {
-        let ((), cell) = self.cell(column.kind, fixed, liveness, |_| Ok(()))?;
-        Ok((!column.is_dropped(cell.time)).then_some(ColumnState::Simple(cell)))
-    }
-
-    /// A cell and its path, which `path` reads: it stands before the value.
-    #[inline(always)]
-    fn cell<P>(
+    fn cell(
         &mut self,
         kind: Kind,
-        fixed: Option<usize>,
         liveness: Option<&Liveness>,
-        path: impl FnOnce(&mut Self) -> Result<P, Fault>,
-    ) -> Result<(P, Cell), Fault> {
+        into: &mut Cell,
+        path: impl FnOnce(&mut Self) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
         let flags = self.cursor.u8()?;
         if flags & !cell_flag::KNOWN != 0 {
             return Err("a cell has unknown flags");
@@ -512,26 +534,32 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
         } else {
             (LocalTime::NONE, 0)
         };
-        let path = path(self)?;
-        let value =
-            if flags & cell_flag::EMPTY_VALUE != 0 { self.cursor.at()..self.cursor.at() } else { self.value(fixed)? };
-        let value = match kind {
-            _ if is_deleted => CellValue::Tombstone,
-            Kind::Counter if local != LocalTime::NONE || ttl != 0 => return Err("a counter expires"),
-            Kind::Counter => CellValue::Counter(self.bytes(value)),
-            Kind::Simple(_) | Kind::Complex => CellValue::Live(self.bytes(value)),
+        path(self)?;
+        let range = match kind {
+            _ if flags & cell_flag::EMPTY_VALUE != 0 => self.cursor.take(0)?,
+            Kind::Simple(fixed) => self.value(fixed)?,
+            Kind::Counter | Kind::Complex => self.value(None)?,
         };
-        Ok((path, Cell { time, ttl: if is_deleted { 0 } else { ttl }, local, value }))
+        if kind == Kind::Counter && !is_deleted && (local != LocalTime::NONE || ttl != 0) {
+            return Err("a counter expires");
+        }
+        into.time = time;
+        into.ttl = if is_deleted { 0 } else { ttl };
+        into.local = local;
+        match &mut into.value {
+            value if is_deleted => *value = CellValue::Tombstone,
+            CellValue::Live(value) if kind != Kind::Counter => {
+                if KEEP {
+                    value.set(self.payload, range);
+                }
+            }
+            value => *value = CellValue::Counter(ValueBytes::of(self.payload, range)),
+        }
+        Ok(())
     }
 
-    /// The bytes of a range, unless nothing is kept.
     #[inline(always)]
-    fn bytes(&self, range: std::ops::Range<usize>) -> Bytes {
-        if KEEP && !range.is_empty() { self.payload.slice(range) } else { Bytes::new() }
-    }
-
-    #[inline(always)]
-    fn value(&mut self, fixed: Option<usize>) -> Result<std::ops::Range<usize>, Fault> {
+    fn value(&mut self, fixed: Option<usize>) -> Result<Range<usize>, Fault> {
         match fixed {
             Some(length) => self.cursor.take(length),
             None => self.cursor.sized(),

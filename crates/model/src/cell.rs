@@ -5,6 +5,8 @@ use std::{cmp::Ordering, collections::BTreeMap};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::ValueBytes;
+
 /// Write time in microseconds since 1970, chosen by the writer (`USING TIMESTAMP`): any value but the minimum.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct WriteTime(pub i64);
@@ -74,9 +76,19 @@ pub(crate) fn newest(a: Option<DeletionTime>, b: Option<DeletionTime>) -> Option
 pub enum CellValue {
     Tombstone,
     /// Serialised as on the CQL wire; may be of length zero ("empty", which is not NULL).
-    Live(Bytes),
+    Live(ValueBytes),
     /// A counter context: shards with their clocks (`db/context/CounterContext.java`).
-    Counter(Bytes),
+    Counter(ValueBytes),
+}
+
+impl CellValue {
+    /// Nothing of a tombstone.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Tombstone => &[],
+            Self::Live(value) | Self::Counter(value) => value,
+        }
+    }
 }
 
 impl std::fmt::Debug for CellValue {
@@ -101,8 +113,8 @@ pub struct Cell {
 }
 
 impl Cell {
-    pub fn live(time: WriteTime, value: Bytes) -> Self {
-        Self { time, ttl: 0, local: LocalTime::NONE, value: CellValue::Live(value) }
+    pub fn live(time: WriteTime, value: impl Into<ValueBytes>) -> Self {
+        Self { time, ttl: 0, local: LocalTime::NONE, value: CellValue::Live(value.into()) }
     }
 
     pub fn tombstone(time: WriteTime, local: LocalTime) -> Self {
@@ -123,7 +135,7 @@ impl Cell {
     pub fn merge(self, other: Self) -> Self {
         match (&self.value, &other.value) {
             (CellValue::Counter(a), CellValue::Counter(b)) => {
-                let value = CellValue::Counter(merge_counters(a, b));
+                let value = CellValue::Counter(merge_counters(a, b).into());
                 Self { time: self.time.max(other.time), ttl: 0, local: LocalTime::NONE, value }
             }
             (CellValue::Counter(_), CellValue::Tombstone) => other,
@@ -141,15 +153,11 @@ impl Cell {
             _ if cell.local != LocalTime::NONE => 1,
             _ => 0,
         };
-        let value = |cell: &Self| match &cell.value {
-            CellValue::Tombstone => Bytes::new(),
-            CellValue::Live(value) | CellValue::Counter(value) => value.clone(),
-        };
         self.time
             .cmp(&other.time)
             .then_with(|| kind(self).cmp(&kind(other)))
             .then_with(|| self.local.cmp(&other.local))
-            .then_with(|| value(self).cmp(&value(other)))
+            .then_with(|| self.value.bytes().cmp(other.value.bytes()))
             // Not in Cassandra, where it cannot be seen: makes the merge commutative to the last bit.
             .then_with(|| self.ttl.cmp(&other.ttl))
     }

@@ -1,10 +1,12 @@
 //! The clustering key of a row as one comparable, hashable byte string.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use smallvec::SmallVec;
+
+use crate::ValueBytes;
 
 /// Clustering values in key order, each as i32 length (-1: null) and bytes; empty for a table without clustering.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct Clustering(Bytes);
+pub struct Clustering(ValueBytes);
 
 impl std::fmt::Debug for Clustering {
     /// Shows the length only, because keys must not reach logs.
@@ -15,60 +17,44 @@ impl std::fmt::Debug for Clustering {
 
 impl Clustering {
     pub fn new<V: AsRef<[u8]>>(values: impl IntoIterator<Item = Option<V>>) -> Self {
-        let mut out = BytesMut::new();
+        let mut out: SmallVec<[u8; 64]> = SmallVec::new();
         for value in values {
-            match value {
-                None => out.put_i32(-1),
-                Some(value) => {
-                    let value = value.as_ref();
-                    out.put_i32(i32::try_from(value.len()).expect("a clustering value is under 64 KiB"));
-                    out.put_slice(value);
-                }
-            }
+            let value = value.as_ref().map(AsRef::as_ref);
+            let length =
+                value.map_or(-1, |value| i32::try_from(value.len()).expect("a clustering value is under 64 KiB"));
+            out.extend_from_slice(&length.to_be_bytes());
+            out.extend_from_slice(value.unwrap_or_default());
         }
-        Self(out.freeze())
-    }
-
-    /// As [`Self::new`], with one allocation of the right size.
-    pub fn of(values: &[Option<&[u8]>]) -> Self {
-        if values.is_empty() {
-            return Self::default();
-        }
-        let mut out = Vec::with_capacity(values.iter().map(|value| 4 + value.map_or(0, <[u8]>::len)).sum());
-        for value in values {
-            let length = value.map(|value| i32::try_from(value.len()).expect("a clustering value is under 64 KiB"));
-            out.put_i32(length.unwrap_or(-1));
-            out.put_slice(value.unwrap_or_default());
-        }
-        Self(Bytes::from(out))
+        Self(if out.spilled() { out.into_vec().into() } else { out[..].into() })
     }
 
     /// Takes back what [`Self::as_bytes`] gave; `None` if the lengths do not add up.
-    pub fn from_bytes(bytes: Bytes) -> Option<Self> {
-        let this = Self(bytes);
-        let mut rest = this.0.clone();
+    pub fn from_bytes(bytes: impl Into<ValueBytes>) -> Option<Self> {
+        let this = Self(bytes.into());
+        let mut rest = &this.0[..];
         while !rest.is_empty() {
             next(&mut rest)?;
         }
         Some(this)
     }
 
-    pub fn as_bytes(&self) -> &Bytes {
+    pub fn as_bytes(&self) -> &ValueBytes {
         &self.0
     }
 
     /// Values in key order; `None` is a null component, which only COMPACT STORAGE tables have.
-    pub fn values(&self) -> impl Iterator<Item = Option<Bytes>> + use<> {
-        let mut rest = self.0.clone();
+    pub fn values(&self) -> impl Iterator<Item = Option<&[u8]>> {
+        let mut rest = &self.0[..];
         std::iter::from_fn(move || if rest.is_empty() { None } else { next(&mut rest) })
     }
 }
 
-fn next(rest: &mut Bytes) -> Option<Option<Bytes>> {
-    let length = rest.try_get_i32().ok()?;
-    match usize::try_from(length) {
-        Err(_) => Some(None),
-        Ok(length) if length <= rest.len() => Some(Some(rest.split_to(length))),
-        Ok(_) => None,
-    }
+fn next<'a>(rest: &mut &'a [u8]) -> Option<Option<&'a [u8]>> {
+    let (length, tail) = rest.split_first_chunk::<4>()?;
+    let (value, tail) = match usize::try_from(i32::from_be_bytes(*length)) {
+        Err(_) => (None, tail),
+        Ok(length) => tail.split_at_checked(length).map(|(value, tail)| (Some(value), tail))?,
+    };
+    *rest = tail;
+    Some(value)
 }

@@ -95,7 +95,7 @@ pub fn decode_row(table: &TableSchema, mut state: Bytes) -> Result<RowState, Sta
                 let count = state.try_get_u32()?;
                 let mut cells = Vec::new();
                 for _ in 0..count {
-                    cells.push((get_bytes(&mut state)?, get_cell(&mut state)?));
+                    cells.push((get_bytes(&mut state)?.into(), get_cell(&mut state)?));
                 }
                 ColumnState::Complex(ComplexState { deletion, cells })
             }
@@ -210,7 +210,7 @@ fn get_bound(state: &mut Bytes) -> Result<Bound, StateError> {
     let inclusive = state.try_get_u8()? != 0;
     let mut prefix = Vec::new();
     for _ in 0..state.try_get_u32()? {
-        prefix.push(get_bytes(state)?);
+        prefix.push(get_bytes(state)?.into());
     }
     Ok(Bound { prefix, inclusive })
 }
@@ -224,8 +224,8 @@ fn get_cell(state: &mut Bytes) -> Result<Cell, StateError> {
     let local = if expiring || kind == TOMBSTONE { LocalTime(state.try_get_i64()?) } else { LocalTime::NONE };
     let value = match kind {
         TOMBSTONE => CellValue::Tombstone,
-        LIVE => CellValue::Live(get_bytes(state)?),
-        COUNTER => CellValue::Counter(get_bytes(state)?),
+        LIVE => CellValue::Live(get_bytes(state)?.into()),
+        COUNTER => CellValue::Counter(get_bytes(state)?.into()),
         _ => return Err(StateError::Damaged),
     };
     Ok(Cell { time, ttl, local, value })

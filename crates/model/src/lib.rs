@@ -1,7 +1,7 @@
 //! What the whole pipeline agrees on: table schemas, changes, row states and the merge.
 //!
 //! Everything here is pure: no I/O, no clock, no async. Values stay in Cassandra's own serialised form
-//! ([`bytes::Bytes`] slices of the log) from capture to the target, because Cassandra's rules compare bytes;
+//! ([`ValueBytes`]) from capture to the target, because Cassandra's rules compare bytes;
 //! [`CqlValue`] decodes them where a person or PostgreSQL needs them.
 
 mod cell;
@@ -16,6 +16,7 @@ mod schema;
 mod token;
 mod tombstones;
 mod value;
+mod value_bytes;
 
 pub use cell::{Cell, CellValue, DeletionTime, Liveness, LocalTime, WriteTime};
 pub use change::{Change, ChangeBody, Provenance};
@@ -29,3 +30,4 @@ pub use schema::{Column, ColumnId, ColumnKind, CqlType, KeyColumn, SchemaError, 
 pub use token::{Token, token};
 pub use tombstones::{Bound, PartitionTombstones, RangeTombstone};
 pub use value::{CqlValue, ValueError};
+pub use value_bytes::ValueBytes;

@@ -1,10 +1,8 @@
 //! The merge: a row's state is everything known of it, deletions included, and joining two states is the same
 //! whatever the order, the grouping or the number of repetitions (`db/rows/Row.Merger`, `db/rows/BTreeRow.java`).
 
-use bytes::Bytes;
-
 use crate::{
-    Cell, CellValue, ColumnId, DeletionTime, Liveness, LocalTime, WriteTime,
+    Cell, CellValue, ColumnId, DeletionTime, Liveness, LocalTime, ValueBytes, WriteTime,
     cell::{counter_total, newest},
 };
 
@@ -28,7 +26,7 @@ pub enum ColumnState {
 pub struct ComplexState {
     pub deletion: Option<DeletionTime>,
     /// Path (element of a set, key of a map, timeuuid of a list, field number of a UDT) and cell; sorted by path bytes.
-    pub cells: Vec<(Bytes, Cell)>,
+    pub cells: Vec<(ValueBytes, Cell)>,
 }
 
 impl std::fmt::Debug for ComplexState {
@@ -42,10 +40,10 @@ impl std::fmt::Debug for ComplexState {
 /// What `SELECT` would show of a column.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum VisibleColumn {
-    Simple(Bytes),
+    Simple(ValueBytes),
     Counter(i64),
     /// Path and value of each live element, sorted by path bytes; never empty.
-    Complex(Vec<(Bytes, Bytes)>),
+    Complex(Vec<(ValueBytes, ValueBytes)>),
 }
 
 impl RowState {
@@ -131,15 +129,13 @@ impl RowState {
 
     /// Bytes held in memory, roughly.
     pub fn weight(&self) -> usize {
-        let value = |cell: &Cell| match &cell.value {
-            CellValue::Tombstone => 0,
-            CellValue::Live(value) | CellValue::Counter(value) => value.len(),
-        };
         let column = |column: &ColumnState| match column {
-            ColumnState::Simple(cell) => value(cell),
-            ColumnState::Complex(complex) => {
-                complex.cells.iter().map(|(path, cell)| size_of::<(Bytes, Cell)>() + path.len() + value(cell)).sum()
-            }
+            ColumnState::Simple(cell) => cell.value.bytes().len(),
+            ColumnState::Complex(complex) => complex
+                .cells
+                .iter()
+                .map(|(path, cell)| size_of::<(ValueBytes, Cell)>() + path.len() + cell.value.bytes().len())
+                .sum(),
         };
         self.columns.iter().map(|(_, state)| size_of::<(ColumnId, ColumnState)>() + column(state)).sum()
     }
@@ -164,7 +160,7 @@ impl ColumnState {
                 CellValue::Counter(context) => Some(VisibleColumn::Counter(counter_total(context))),
             },
             Self::Complex(complex) => {
-                let live = |(path, cell): &(Bytes, Cell)| match &cell.value {
+                let live = |(path, cell): &(ValueBytes, Cell)| match &cell.value {
                     CellValue::Live(value) if cell.is_live(now) => Some((path.clone(), value.clone())),
                     _ => None,
                 };

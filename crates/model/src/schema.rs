@@ -244,13 +244,14 @@ impl TableSchema {
     }
 
     /// What [`Self::split_partition_key`] splits.
-    pub fn join_partition_key(values: &[bytes::Bytes]) -> bytes::Bytes {
+    pub fn join_partition_key(values: &[impl AsRef<[u8]>]) -> bytes::Bytes {
         use bytes::BufMut;
         if let [only] = values {
-            return only.clone();
+            return bytes::Bytes::copy_from_slice(only.as_ref());
         }
         let mut key = bytes::BytesMut::new();
         for value in values {
+            let value = value.as_ref();
             key.put_u16(u16::try_from(value.len()).expect("a key component is under 64 KiB"));
             key.put_slice(value);
             key.put_u8(0);

@@ -2,15 +2,13 @@
 
 use std::cmp::Ordering;
 
-use bytes::Bytes;
-
-use crate::{Clustering, DeletionTime, TableSchema, cell::newest, compare_values};
+use crate::{Clustering, DeletionTime, TableSchema, ValueBytes, cell::newest, compare_values};
 
 /// One end of a clustering range, in storage order (a DESC column is already turned round).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bound {
     /// Values of the first clustering columns, fewer than all or none (then the range is open on this side).
-    pub prefix: Vec<Bytes>,
+    pub prefix: Vec<ValueBytes>,
     /// Whether rows that begin with the prefix belong to the range.
     pub inclusive: bool,
 }
@@ -35,7 +33,7 @@ impl Bound {
             .map(|((bound, value), column)| {
                 let order = match value {
                     None => Ordering::Less,
-                    Some(value) => compare_values(&column.ty, &value, bound),
+                    Some(value) => compare_values(&column.ty, value, bound),
                 };
                 if column.reversed { order.reverse() } else { order }
             })
@@ -67,7 +65,7 @@ impl RangeTombstone {
     }
 
     pub(crate) fn weight(&self) -> usize {
-        self.start.prefix.iter().chain(&self.end.prefix).map(|value| size_of::<Bytes>() + value.len()).sum()
+        self.start.prefix.iter().chain(&self.end.prefix).map(|value| size_of::<ValueBytes>() + value.len()).sum()
     }
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cdc_model::{
     Bound, Cell, CellValue, Clustering, Column, ColumnId, ColumnKind, ColumnState, ComplexState, CqlType, DeletionTime,
-    KeyColumn, Liveness, LocalTime, PartitionTombstones, RangeTombstone, RowState, TableId, TableSchema, VisibleColumn,
-    WriteTime, decode_row, decode_tombstones, encode_row, encode_tombstones,
+    KeyColumn, Liveness, LocalTime, PartitionTombstones, RangeTombstone, RowState, TableId, TableSchema, ValueBytes,
+    VisibleColumn, WriteTime, decode_row, decode_tombstones, encode_row, encode_tombstones,
 };
 use proptest::{collection::vec, option, prelude::*};
 
@@ -43,8 +43,8 @@ fn deletion() -> impl Strategy<Value = DeletionTime> {
     (time(), local()).prop_map(|(time, local)| DeletionTime { time, local })
 }
 
-fn value() -> impl Strategy<Value = Bytes> {
-    vec(0u8..2, 0..3).prop_map(Bytes::from)
+fn value() -> impl Strategy<Value = ValueBytes> {
+    vec(0u8..2, 0..3).prop_map(ValueBytes::from)
 }
 
 fn cell() -> impl Strategy<Value = Cell> {
@@ -99,8 +99,7 @@ fn clustering(value: i32) -> Clustering {
 fn bound() -> impl Strategy<Value = Bound> {
     prop_oneof![
         Just(Bound::OPEN),
-        (0i32..4, any::<bool>())
-            .prop_map(|(c, inclusive)| Bound { prefix: vec![Bytes::copy_from_slice(&c.to_be_bytes())], inclusive })
+        (0i32..4, any::<bool>()).prop_map(|(c, inclusive)| Bound { prefix: vec![c.to_be_bytes().into()], inclusive })
     ]
 }
 
@@ -184,7 +183,7 @@ fn ties_go_to_the_tombstone_then_the_expiring_cell_then_the_larger_value() {
     assert_eq!(plain.clone().merge(at(1, b"a")), plain);
     assert_eq!(plain.clone().merge(expiring.clone()), expiring);
     assert_eq!(expiring.merge(tombstone.clone()), tombstone);
-    assert_eq!(tombstone.merge(at(2, b"")).value, CellValue::Live(Bytes::new()), "a later write beats them all");
+    assert_eq!(tombstone.merge(at(2, b"")).value, CellValue::Live(ValueBytes::EMPTY), "a later write beats them all");
 }
 
 #[test]
@@ -194,7 +193,7 @@ fn a_row_lives_by_its_marker_or_by_a_live_cell() {
     let only_marker = RowState { liveness: Some(marker), ..RowState::default() };
     assert_eq!(only_marker.visible(now), Some(vec![]));
     let cell = |cell| RowState { columns: vec![(ColumnId(0), ColumnState::Simple(cell))], ..RowState::default() };
-    let shown = vec![(ColumnId(0), VisibleColumn::Simple(Bytes::from_static(b"v")))];
+    let shown = vec![(ColumnId(0), VisibleColumn::Simple(b"v"[..].into()))];
     assert_eq!(cell(at(1, b"v")).visible(now), Some(shown));
     let expired = Cell { ttl: 10, local: now, ..at(1, b"v") };
     assert_eq!(cell(expired).visible(now), None, "a cell is gone in the second of its expiry");
@@ -205,7 +204,7 @@ fn a_row_lives_by_its_marker_or_by_a_live_cell() {
 fn exclusive_and_reversed_bounds_follow_storage_order() {
     let mut reversed = (*table()).clone();
     reversed.clustering[0].reversed = true;
-    let bytes = |c: i32| vec![Bytes::copy_from_slice(&c.to_be_bytes())];
+    let bytes = |c: i32| vec![c.to_be_bytes().into()];
     // DELETE ... WHERE c > 1 AND c <= 3 on a DESC column: storage order runs from 3 down to 1.
     let range = RangeTombstone {
         start: Bound { prefix: bytes(3), inclusive: true },

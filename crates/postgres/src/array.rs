@@ -3,13 +3,14 @@
 
 use std::error::Error;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
+use cdc_model::ValueBytes;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
 /// A one-dimensional array of encoded elements; `None` is NULL.
 pub(crate) struct Array {
     element: Type,
-    values: Vec<Option<Bytes>>,
+    values: Vec<Option<ValueBytes>>,
 }
 
 impl Array {
@@ -17,12 +18,12 @@ impl Array {
         Self { element, values: Vec::new() }
     }
 
-    pub(crate) fn push(&mut self, value: Option<Bytes>) {
+    pub(crate) fn push(&mut self, value: Option<ValueBytes>) {
         self.values.push(value);
     }
 
-    pub(crate) fn collect(element: Type, values: impl IntoIterator<Item = Bytes>) -> Self {
-        Self { element, values: values.into_iter().map(Some).collect() }
+    pub(crate) fn collect(element: Type, values: impl IntoIterator<Item: Into<ValueBytes>>) -> Self {
+        Self { element, values: values.into_iter().map(|value| Some(value.into())).collect() }
     }
 }
 
@@ -35,7 +36,7 @@ impl std::fmt::Debug for Array {
 
 impl ToSql for Array {
     fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
-        let payload: usize = self.values.iter().map(|value| 4 + value.as_ref().map_or(0, Bytes::len)).sum();
+        let payload: usize = self.values.iter().map(|value| 4 + value.as_ref().map_or(0, |value| value.len())).sum();
         out.reserve(20 + payload);
         out.put_i32(i32::from(!self.values.is_empty()));
         out.put_i32(i32::from(self.values.iter().any(Option::is_none)));
@@ -64,11 +65,11 @@ impl ToSql for Array {
 }
 
 /// A result column as it came.
-pub(crate) struct Raw(pub(crate) Option<Bytes>);
+pub(crate) struct Raw(pub(crate) Option<ValueBytes>);
 
 impl<'a> FromSql<'a> for Raw {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
-        Ok(Self(Some(Bytes::copy_from_slice(raw))))
+        Ok(Self(Some(raw.into())))
     }
 
     fn from_sql_null(_: &Type) -> Result<Self, Box<dyn Error + Sync + Send>> {

@@ -2,8 +2,7 @@
 
 use std::fmt::Write;
 
-use bytes::Bytes;
-use cdc_model::{CqlType, CqlValue, compare_values};
+use cdc_model::{CqlType, CqlValue, ValueBytes, compare_values};
 
 use crate::value::{Unrepresentable, check_numeric};
 
@@ -15,12 +14,12 @@ pub(crate) fn value(value: &CqlValue) -> Result<String, Unrepresentable> {
 }
 
 /// A non-frozen collection or user-defined type from its paths and values.
-pub(crate) fn complex(ty: &CqlType, elements: &[(Bytes, Bytes)]) -> Result<String, Unrepresentable> {
-    let decode = |ty: &CqlType, bytes: &Bytes| {
+pub(crate) fn complex(ty: &CqlType, elements: &[(ValueBytes, ValueBytes)]) -> Result<String, Unrepresentable> {
+    let decode = |ty: &CqlType, bytes: &ValueBytes| {
         CqlValue::decode(ty, bytes).map_err(|_| Unrepresentable::Malformed("collection element"))
     };
     let sorted = |path: &CqlType| {
-        let mut elements: Vec<&(Bytes, Bytes)> = elements.iter().collect();
+        let mut elements: Vec<&(ValueBytes, ValueBytes)> = elements.iter().collect();
         elements.sort_by(|(a, _), (b, _)| compare_values(path, a, b));
         elements
     };

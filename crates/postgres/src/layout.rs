@@ -66,7 +66,7 @@
 use std::{fmt::Write, sync::Arc};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use cdc_model::{Clustering, ColumnId, ColumnKind, CqlType, TableSchema};
+use cdc_model::{Clustering, ColumnId, ColumnKind, CqlType, TableSchema, ValueBytes};
 use tokio_postgres::types::Type;
 
 use crate::{
@@ -193,7 +193,7 @@ impl Layout {
             return clustering;
         }
         Clustering::new(self.schema.clustering.iter().zip(clustering.values()).map(|(column, value)| {
-            value.map(|value| if column.ty == CqlType::Decimal { canonical_decimal(&value) } else { value })
+            value.map(|value| if column.ty == CqlType::Decimal { canonical_decimal(value) } else { value.into() })
         }))
     }
 
@@ -202,10 +202,12 @@ impl Layout {
         &self,
         partition: &Bytes,
         clustering: Option<&Clustering>,
-    ) -> Result<Vec<Bytes>, (Option<String>, Unrepresentable)> {
+    ) -> Result<Vec<ValueBytes>, (Option<String>, Unrepresentable)> {
         let malformed = (None, Unrepresentable::Malformed("key"));
         let partition = self.schema.split_partition_key(partition).ok_or(malformed.clone())?;
-        let values = partition.into_iter().map(Some).chain(clustering.into_iter().flat_map(Clustering::values));
+        let clustering_values =
+            clustering.into_iter().flat_map(Clustering::values).map(|value| value.map(ValueBytes::from));
+        let values = partition.into_iter().map(|value| Some(value.into())).chain(clustering_values);
         let columns = self.rows.key.iter().take(match clustering {
             Some(_) => self.rows.key.len(),
             None => self.rows.partition_columns,

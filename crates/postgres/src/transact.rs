@@ -37,8 +37,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use cdc_model::{
-    Clustering, ColumnKind, LocalTime, PartitionTombstones, RowState, StateError, TableId, Token, encode_row,
-    encode_tombstones,
+    Clustering, ColumnKind, LocalTime, PartitionTombstones, RowState, StateError, TableId, Token, ValueBytes,
+    encode_row, encode_tombstones,
 };
 use deadpool_postgres::Pool;
 use tokio_postgres::types::Type;
@@ -99,8 +99,8 @@ pub(crate) struct Work<'w> {
 
 /// A version of a stored row.
 struct Version {
-    ctid: Bytes,
-    xmin: Bytes,
+    ctid: ValueBytes,
+    xmin: ValueBytes,
 }
 
 /// A row that a unit, or the deletion of its partition, may change.
@@ -109,7 +109,7 @@ struct Touched<'w> {
     token: Token,
     /// `None` for the static row.
     clustering: Option<Clustering>,
-    key: Vec<Bytes>,
+    key: Vec<ValueBytes>,
     unit: Option<usize>,
     change: Option<&'w RowState>,
     refresh: bool,
@@ -296,7 +296,7 @@ fn locks(work: &Work<'_>, tables: &[TableWork<'_>]) -> Locks {
 }
 
 impl<'w> Touched<'w> {
-    fn new(partition: Bytes, token: Token, clustering: Option<Clustering>, key: Vec<Bytes>) -> Self {
+    fn new(partition: Bytes, token: Token, clustering: Option<Clustering>, key: Vec<ValueBytes>) -> Self {
         Self {
             partition,
             token,
@@ -316,8 +316,8 @@ impl<'w> Touched<'w> {
         if self.clustering.is_some() { ColumnKind::Regular } else { ColumnKind::Static }
     }
 
-    fn remains_key(&self) -> Bytes {
-        self.clustering.as_ref().map_or(Bytes::from_static(STATIC_ROW), |clustering| clustering.as_bytes().clone())
+    fn remains_key(&self) -> ValueBytes {
+        self.clustering.as_ref().map_or(STATIC_ROW.into(), |clustering| clustering.as_bytes().clone())
     }
 
     fn learn(&mut self, state: RowState) {
@@ -407,7 +407,7 @@ fn quarantine(unit: &Unit, refusal: &Refusal) -> Call<'static> {
     let schema = &unit.layout.schema;
     let (clustering, state) = match &unit.body {
         Body::Row { clustering, change, .. } => {
-            let clustering = clustering.as_ref().map_or(Bytes::from_static(STATIC_ROW), |c| c.as_bytes().clone());
+            let clustering = clustering.as_ref().map_or(STATIC_ROW, |clustering| clustering.as_bytes());
             (Some(clustering.to_vec()), encode_row(schema, change))
         }
         Body::Tombstones(tombstones) => (None, encode_tombstones(tombstones)),

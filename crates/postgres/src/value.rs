@@ -1,7 +1,7 @@
 //! Values between Cassandra's serialised form and PostgreSQL's binary form.
 
-use bytes::{BufMut, Bytes, BytesMut};
-use cdc_model::{CqlType, CqlValue, VisibleColumn};
+use bytes::{BufMut, BytesMut};
+use cdc_model::{CqlType, CqlValue, ValueBytes, VisibleColumn};
 use num_bigint::{BigInt, Sign};
 use tokio_postgres::types::Type;
 
@@ -25,7 +25,7 @@ pub(crate) enum Unrepresentable {
 /// A value in PostgreSQL's binary form.
 pub(crate) struct Encoded {
     /// `None` is NULL.
-    pub(crate) bytes: Option<Bytes>,
+    pub(crate) bytes: Option<ValueBytes>,
     /// Whether [`decode`] gives back the very bytes.
     pub(crate) exact: bool,
 }
@@ -128,14 +128,14 @@ pub(crate) fn encode_visible(ty: &CqlType, column: &VisibleColumn) -> Result<Enc
     let inexact = |bytes| Encoded { bytes: Some(bytes), exact: false };
     match column {
         VisibleColumn::Simple(value) => encode(ty, value),
-        VisibleColumn::Counter(total) => Ok(inexact(Bytes::copy_from_slice(&total.to_be_bytes()))),
+        VisibleColumn::Counter(total) => Ok(inexact(total.to_be_bytes().into())),
         VisibleColumn::Complex(elements) => Ok(inexact(jsonb(&json::complex(ty, elements)?))),
     }
 }
 
-pub(crate) fn encode(ty: &CqlType, value: &Bytes) -> Result<Encoded, Unrepresentable> {
-    let exact = |bytes: Bytes| Ok(Encoded { bytes: Some(bytes), exact: true });
-    let inexact = |bytes: Bytes| Ok(Encoded { bytes: Some(bytes), exact: false });
+pub(crate) fn encode(ty: &CqlType, value: &ValueBytes) -> Result<Encoded, Unrepresentable> {
+    let exact = |bytes: ValueBytes| Ok(Encoded { bytes: Some(bytes), exact: true });
+    let inexact = |bytes: ValueBytes| Ok(Encoded { bytes: Some(bytes), exact: false });
     let sized = |name, length| if value.len() == length { Ok(()) } else { Err(Unrepresentable::Malformed(name)) };
     match ty {
         CqlType::Ascii | CqlType::Text => {
@@ -161,11 +161,11 @@ pub(crate) fn encode(ty: &CqlType, value: &Bytes) -> Result<Encoded, Unrepresent
         CqlType::Uuid | CqlType::TimeUuid => sized("uuid", 16).and_then(|()| exact(value.clone())),
         CqlType::TinyInt => {
             sized("tinyint", 1)?;
-            exact(Bytes::copy_from_slice(&i16::from(value[0].cast_signed()).to_be_bytes()))
+            exact(i16::from(value[0].cast_signed()).to_be_bytes().into())
         }
         CqlType::Boolean => {
             sized("boolean", 1)?;
-            Ok(Encoded { bytes: Some(Bytes::copy_from_slice(&[u8::from(value[0] != 0)])), exact: value[0] <= 1 })
+            Ok(Encoded { bytes: Some([u8::from(value[0] != 0)].into()), exact: value[0] <= 1 })
         }
         CqlType::Float => {
             let number = f32::from_be_bytes(value.as_ref().try_into().map_err(malformed("float"))?);
@@ -177,21 +177,21 @@ pub(crate) fn encode(ty: &CqlType, value: &Bytes) -> Result<Encoded, Unrepresent
         }
         CqlType::Timestamp => {
             let millis = i64::from_be_bytes(value.as_ref().try_into().map_err(malformed("timestamp"))?);
-            exact(Bytes::copy_from_slice(&timestamp(millis)?.to_be_bytes()))
+            exact(timestamp(millis)?.to_be_bytes().into())
         }
         CqlType::Date => {
             let days = u32::from_be_bytes(value.as_ref().try_into().map_err(malformed("date"))?);
             let days = i64::from(days) - (1 << 31) - EPOCH_DAYS;
             let days = Some(days).filter(|days| DATE_RANGE.contains(days)).ok_or(Unrepresentable::Range("date"))?;
-            exact(Bytes::copy_from_slice(&i32::try_from(days).expect("checked").to_be_bytes()))
+            exact(i32::try_from(days).expect("checked").to_be_bytes().into())
         }
         CqlType::Time => {
             let nanos = i64::from_be_bytes(value.as_ref().try_into().map_err(malformed("time"))?);
             if !(0..DAY_NANOS).contains(&nanos) {
                 return Err(Unrepresentable::Range("time"));
             }
-            let micros = Bytes::copy_from_slice(&(nanos / 1000).to_be_bytes());
-            Ok(Encoded { bytes: Some(micros), exact: nanos % 1000 == 0 })
+            let micros = (nanos / 1000).to_be_bytes();
+            Ok(Encoded { bytes: Some(micros.into()), exact: nanos % 1000 == 0 })
         }
         CqlType::Inet => {
             // Address family as PostgreSQL numbers it, prefix length, not a network, length, address.
@@ -215,7 +215,9 @@ pub(crate) fn encode(ty: &CqlType, value: &Bytes) -> Result<Encoded, Unrepresent
             inexact(match &value {
                 CqlValue::Varint(number) => numeric(number, 0)?,
                 CqlValue::Decimal { unscaled, scale } => numeric(unscaled, *scale)?,
-                CqlValue::Duration { months, days, nanoseconds } => json::duration(*months, *days, *nanoseconds).into(),
+                CqlValue::Duration { months, days, nanoseconds } => {
+                    json::duration(*months, *days, *nanoseconds).into_bytes().into()
+                }
                 nested => jsonb(&json::value(nested)?),
             })
         }
@@ -223,7 +225,7 @@ pub(crate) fn encode(ty: &CqlType, value: &Bytes) -> Result<Encoded, Unrepresent
 }
 
 /// Encodes a key column: never NULL, and distinct wherever Cassandra's keys are.
-pub(crate) fn encode_key(ty: &CqlType, value: &Bytes) -> Result<Bytes, Unrepresentable> {
+pub(crate) fn encode_key(ty: &CqlType, value: &ValueBytes) -> Result<ValueBytes, Unrepresentable> {
     let encoded = encode(ty, value)?;
     // PostgreSQL's btree takes the two zeros for one.
     let minus_zero = matches!(ty, CqlType::Float | CqlType::Double)
@@ -239,22 +241,20 @@ pub(crate) fn encode_key(ty: &CqlType, value: &Bytes) -> Result<Bytes, Unreprese
 }
 
 /// The bytes Cassandra had for a value of a reversible type.
-pub(crate) fn decode(ty: &CqlType, value: Bytes) -> Option<Bytes> {
+pub(crate) fn decode(ty: &CqlType, value: ValueBytes) -> Option<ValueBytes> {
     Some(match ty {
-        CqlType::TinyInt => value.slice(1..),
+        CqlType::TinyInt => value.get(1..)?.into(),
         CqlType::Timestamp => {
             let micros = i64::from_be_bytes(value.as_ref().try_into().ok()?);
-            Bytes::copy_from_slice(&(micros.div_euclid(1000) + EPOCH_MILLIS).to_be_bytes())
+            (micros.div_euclid(1000) + EPOCH_MILLIS).to_be_bytes().into()
         }
         CqlType::Date => {
             let days = i64::from(i32::from_be_bytes(value.as_ref().try_into().ok()?));
             let days = u32::try_from(days + EPOCH_DAYS + (1 << 31)).ok()?;
-            Bytes::copy_from_slice(&days.to_be_bytes())
+            days.to_be_bytes().into()
         }
-        CqlType::Time => {
-            Bytes::copy_from_slice(&(i64::from_be_bytes(value.as_ref().try_into().ok()?) * 1000).to_be_bytes())
-        }
-        CqlType::Inet if value.len() >= 4 => value.slice(4..),
+        CqlType::Time => (i64::from_be_bytes(value.as_ref().try_into().ok()?) * 1000).to_be_bytes().into(),
+        CqlType::Inet if value.len() >= 4 => value[4..].into(),
         _ => value,
     })
 }
@@ -269,16 +269,16 @@ fn timestamp(millis: i64) -> Result<i64, Unrepresentable> {
 }
 
 /// A `timestamptz` of seconds since 1970; the last one PostgreSQL has for anything later.
-pub(crate) fn timestamptz(seconds: i64) -> Bytes {
+pub(crate) fn timestamptz(seconds: i64) -> ValueBytes {
     let micros = timestamp(seconds.saturating_mul(1000)).ok();
-    Bytes::copy_from_slice(&micros.unwrap_or(TIMESTAMP_RANGE.end - 1).to_be_bytes())
+    micros.unwrap_or(TIMESTAMP_RANGE.end - 1).to_be_bytes().into()
 }
 
-fn jsonb(text: &str) -> Bytes {
+fn jsonb(text: &str) -> ValueBytes {
     let mut out = BytesMut::with_capacity(1 + text.len());
     out.put_u8(1);
     out.put_slice(text.as_bytes());
-    out.freeze()
+    out.freeze().into()
 }
 
 /// Whether `numeric` can hold the number: also keeps hostile scales from becoming gigabytes of zeros.
@@ -298,7 +298,7 @@ pub(crate) fn check_numeric(unscaled: &BigInt, scale: i32) -> Result<(), Unrepre
 }
 
 /// `unscaled * 10^-scale` as `numeric`: groups of four decimal digits around the decimal point.
-fn numeric(unscaled: &BigInt, scale: i32) -> Result<Bytes, Unrepresentable> {
+fn numeric(unscaled: &BigInt, scale: i32) -> Result<ValueBytes, Unrepresentable> {
     check_numeric(unscaled, scale)?;
     let mut digits = unscaled.magnitude().to_string();
     if scale < 0 {
@@ -328,13 +328,13 @@ fn numeric(unscaled: &BigInt, scale: i32) -> Result<Bytes, Unrepresentable> {
     for group in groups {
         out.put_i16(*group);
     }
-    Ok(out.freeze())
+    Ok(out.freeze().into())
 }
 
 /// A decimal without trailing zeros in its fraction: Cassandra's clustering order takes 1.5 and 1.50 for one key.
-pub(crate) fn canonical_decimal(value: &Bytes) -> Bytes {
+pub(crate) fn canonical_decimal(value: &[u8]) -> ValueBytes {
     let Ok(CqlValue::Decimal { mut unscaled, mut scale }) = CqlValue::decode(&CqlType::Decimal, value) else {
-        return value.clone();
+        return value.into();
     };
     let ten = BigInt::from(10);
     if unscaled.sign() == Sign::NoSign {

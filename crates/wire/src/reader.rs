@@ -4,7 +4,8 @@
 use bytes::Bytes;
 use cdc_model::{
     Bound, Cell, CellValue, ChangeBody, Clustering, ColumnId, ColumnState, ComplexState, DeletionTime, Liveness,
-    LocalTime, NodeId, Provenance, RangeTombstone, RowState, SegmentId, SegmentPosition, TableSchema, WriteTime,
+    LocalTime, NodeId, Provenance, RangeTombstone, RowState, SegmentId, SegmentPosition, TableSchema, ValueBytes,
+    WriteTime,
 };
 use smallvec::SmallVec;
 use uuid::Uuid;
@@ -70,6 +71,11 @@ impl Reader {
         let span = self.at..self.at + length;
         self.at = span.end;
         Ok(span)
+    }
+
+    fn value(&mut self) -> Result<ValueBytes> {
+        let span = self.span()?;
+        Ok(ValueBytes::of(&self.record, span))
     }
 
     fn bytes(&mut self) -> Result<Bytes> {
@@ -188,7 +194,7 @@ impl Reader {
     }
 
     fn bound(&mut self) -> Result<Bound> {
-        Ok(Bound { prefix: self.list(Self::bytes)?, inclusive: self.boolean()? })
+        Ok(Bound { prefix: self.list(Self::value)?, inclusive: self.boolean()? })
     }
 
     fn row(&mut self, table: &TableSchema) -> Result<RowState> {
@@ -227,7 +233,7 @@ impl Reader {
             0 => Ok(ColumnState::Simple(self.cell()?)),
             1 => {
                 let deletion = self.optional(Self::deletion)?;
-                let mut cells = self.list(|reader| Ok((reader.bytes()?, reader.cell()?)))?;
+                let mut cells = self.list(|reader| Ok((reader.value()?, reader.cell()?)))?;
                 self.sort(&mut cells)?;
                 Ok(ColumnState::Complex(ComplexState { deletion, cells }))
             }
@@ -251,8 +257,8 @@ impl Reader {
         let local = self.local_time()?;
         let value = match self.long()? {
             0 => CellValue::Tombstone,
-            1 => CellValue::Live(self.bytes()?),
-            2 => CellValue::Counter(self.bytes()?),
+            1 => CellValue::Live(self.value()?),
+            2 => CellValue::Counter(self.value()?),
             _ => return Err(self.damaged("no such branch of a union")),
         };
         Ok(Cell { time, ttl, local, value })

@@ -1,9 +1,9 @@
 //! The encoder's half of Avro's binary encoding: fields in schema order, unions by branch number, an array as one
 //! block and a zero.
 
-use bytes::Bytes;
 use cdc_model::{
-    Bound, Cell, CellValue, Change, ChangeBody, ColumnState, DeletionTime, LocalTime, Provenance, RowState, TableSchema,
+    Bound, Cell, CellValue, Change, ChangeBody, ColumnState, DeletionTime, LocalTime, Provenance, RowState,
+    TableSchema, ValueBytes,
 };
 
 /// Variable-length zig-zag, as for Avro's int and long alike.
@@ -118,7 +118,7 @@ fn row(out: &mut Vec<u8>, table: &TableSchema, row: &RowState) {
             ColumnState::Complex(complex) => {
                 branch(out, 1);
                 optional(out, complex.deletion, deletion);
-                array(out, &complex.cells, |out, (path, element): &(Bytes, Cell)| {
+                array(out, &complex.cells, |out, (path, element): &(ValueBytes, Cell)| {
                     bytes(out, path);
                     cell(out, element);
                 });

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use cdc_model::{
     Bound, Cell, CellValue, Change, ChangeBody, Clustering, Column, ColumnId, ColumnKind, ColumnState, ComplexState,
     CqlType, DeletionTime, KeyColumn, Liveness, LocalTime, NodeId, Provenance, RangeTombstone, RowState, SegmentId,
-    SegmentPosition, TableId, TableSchema, WriteTime,
+    SegmentPosition, TableId, TableSchema, ValueBytes, WriteTime,
 };
 use cdc_wire::{
     CHANGE_SCHEMA, SchemaLookup, WireError, decode_change, decode_schema, encode_change, encode_schema, fingerprint,
@@ -51,8 +51,9 @@ fn table() -> Arc<TableSchema> {
     Arc::new(table.new().unwrap())
 }
 
-fn blob() -> impl Strategy<Value = Bytes> {
-    collection::vec(any::<u8>(), 0..20).prop_map(Bytes::from)
+/// Shorter and longer than what a value holds in place.
+fn blob() -> impl Strategy<Value = ValueBytes> {
+    collection::vec(any::<u8>(), 0..50).prop_map(ValueBytes::from)
 }
 
 fn local_time() -> impl Strategy<Value = LocalTime> {
@@ -108,7 +109,7 @@ fn body() -> impl Strategy<Value = ChangeBody> {
 }
 
 fn change() -> impl Strategy<Value = Change> {
-    (blob(), body(), any::<u128>(), any::<u64>(), any::<u64>()).prop_map(
+    (blob().prop_map(|key| key.to_bytes()), body(), any::<u128>(), any::<u64>(), any::<u64>()).prop_map(
         |(partition_key, body, node, segment, offset)| Change {
             table: table(),
             partition_key,
@@ -128,7 +129,7 @@ fn value(change: &Change) -> Value {
     };
     let union = |branch: u32, value: Value| Value::Union(branch, Box::new(value));
     let optional = |value: Option<Value>| value.map_or_else(|| union(0, Value::Null), |value| union(1, value));
-    let bytes = |value: &Bytes| Value::Bytes(value.to_vec());
+    let bytes = |value: &[u8]| Value::Bytes(value.to_vec());
     let uuid = |id: Uuid| Value::Fixed(16, id.as_bytes().to_vec());
     let local = |time: LocalTime| optional((time != LocalTime::NONE).then_some(Value::Long(time.0)));
     let deletion = |d: DeletionTime| record(vec![("time", Value::Long(d.time.0)), ("local", Value::Long(d.local.0))]);
@@ -150,7 +151,8 @@ fn value(change: &Change) -> Value {
     let state = |state: &ColumnState| match state {
         ColumnState::Simple(simple) => union(0, cell(simple)),
         ColumnState::Complex(complex) => {
-            let element = |(path, value): &(Bytes, Cell)| record(vec![("path", bytes(path)), ("cell", cell(value))]);
+            let element =
+                |(path, value): &(ValueBytes, Cell)| record(vec![("path", bytes(path)), ("cell", cell(value))]);
             union(
                 1,
                 record(vec![
@@ -176,13 +178,13 @@ fn value(change: &Change) -> Value {
     };
     let bound = |bound: &Bound| {
         record(vec![
-            ("prefix", Value::Array(bound.prefix.iter().map(bytes).collect())),
+            ("prefix", Value::Array(bound.prefix.iter().map(|value| bytes(value)).collect())),
             ("inclusive", Value::Boolean(bound.inclusive)),
         ])
     };
     let body = match &change.body {
         ChangeBody::Row { clustering, row: state } => {
-            let values = clustering.values().map(|value| optional(value.as_ref().map(bytes))).collect();
+            let values = clustering.values().map(|value| optional(value.map(bytes))).collect();
             union(0, record(vec![("clustering", Value::Array(values)), ("row", row(state))]))
         }
         ChangeBody::Static(state) => union(1, record(vec![("row", row(state))])),
@@ -251,10 +253,10 @@ proptest! {
         flipped[at.index(record.len())] = byte;
         drop(decode_change(flipped.into(), &tables));
         let mut longer = record.to_vec();
-        longer.extend(&noise);
+        longer.extend_from_slice(&noise);
         prop_assert_eq!(decode_change(longer.into(), &tables).is_ok(), noise.is_empty());
         let mut random = record[..26].to_vec();
-        random.extend(&noise);
+        random.extend_from_slice(&noise);
         drop(decode_change(random.into(), &tables));
     }
 }
@@ -269,7 +271,7 @@ fn golden_changes() -> Vec<(&'static str, Change)> {
     };
     let table = table();
     let id = |name: &str| table.column_id(name.as_bytes()).unwrap();
-    let text = Bytes::from_static;
+    let text = |text: &'static [u8]| ValueBytes::from(text);
     let mut columns = vec![
         (id("amount"), ColumnState::Simple(Cell::live(time, text(b"\x00\x00\x00\x2a")))),
         (
@@ -277,14 +279,17 @@ fn golden_changes() -> Vec<(&'static str, Change)> {
             ColumnState::Complex(ComplexState {
                 deletion: Some(deletion),
                 cells: vec![
-                    (text(b"a"), Cell::live(time, Bytes::new())),
+                    (text(b"a"), Cell::live(time, ValueBytes::EMPTY)),
                     (text(b"b"), Cell::tombstone(time, deletion.local)),
                 ],
             }),
         ),
         (
             id("zähler"),
-            ColumnState::Simple(Cell { value: CellValue::Counter(text(&[0; 34])), ..Cell::live(time, Bytes::new()) }),
+            ColumnState::Simple(Cell {
+                value: CellValue::Counter(text(&[0; 34])),
+                ..Cell::live(time, ValueBytes::EMPTY)
+            }),
         ),
     ];
     columns.sort_by_key(|(id, _)| *id);
@@ -308,7 +313,9 @@ fn golden_changes() -> Vec<(&'static str, Change)> {
         ("delete-range", ChangeBody::DeleteRange(range)),
     ]
     .into_iter()
-    .map(|(name, body)| (name, Change { table: Arc::clone(&table), partition_key: text(b"ann"), body, provenance }))
+    .map(|(name, body)| {
+        (name, Change { table: Arc::clone(&table), partition_key: text(b"ann").to_bytes(), body, provenance })
+    })
     .collect()
 }
 

@@ -121,7 +121,7 @@ fn tell(
     }
     for truncation in &followed.truncations {
         let Some(table) = cdc_commitlog::Schemas::table(history, truncation.table) else { continue };
-        if captured.contains(&table) {
+        if captured.contains(table) {
             metrics.truncations.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             tracing::warn!(
                 table = table.full_name(),

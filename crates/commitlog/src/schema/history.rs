@@ -5,7 +5,6 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
 use cdc_model::{
     CellValue, Change, ChangeBody, Clustering, ColumnState, CqlValue, RowState, TableId, TableSchema, WriteTime,
 };
@@ -36,7 +35,7 @@ pub struct SchemaHistory {
     rows: Rows,
     /// Tables whose rows are all known, and up to when their changes are in them whether the log has said so or not.
     whole: HashMap<TableId, i64>,
-    tables: HashMap<TableId, Arc<TableSchema>>,
+    tables: HashMap<TableId, Arc<TableSchema>, foldhash::fast::RandomState>,
     live: HashMap<TableId, Name>,
     retired: VecDeque<TableId>,
 }
@@ -54,8 +53,8 @@ pub struct Followed {
 }
 
 impl Schemas for SchemaHistory {
-    fn table(&self, id: TableId) -> Option<Arc<TableSchema>> {
-        self.tables.get(&id).cloned()
+    fn table(&self, id: TableId) -> Option<&Arc<TableSchema>> {
+        self.tables.get(&id)
     }
 }
 
@@ -72,7 +71,7 @@ impl SchemaHistory {
             meanings: HashMap::new(),
             rows: Rows::default(),
             whole: HashMap::new(),
-            tables: HashMap::new(),
+            tables: HashMap::default(),
             live: HashMap::new(),
             retired: VecDeque::new(),
         };
@@ -196,7 +195,7 @@ impl SchemaHistory {
                 mutation.keyspaces.insert(keyspace);
             }
             ChangeBody::Row { clustering, row } => {
-                let mut values = clustering.values().flatten().filter_map(|value| text(&value));
+                let mut values = clustering.values().flatten().filter_map(text);
                 let Some(name) = values.next().filter(|name| !name.is_empty()) else { return };
                 let column = values.next().unwrap_or_default();
                 if kind == RowKind::Type {
@@ -336,7 +335,7 @@ impl SchemaMutation {
     }
 }
 
-fn text(bytes: &Bytes) -> Option<String> {
+fn text(bytes: &[u8]) -> Option<String> {
     std::str::from_utf8(bytes).ok().map(str::to_owned)
 }
 

@@ -4,7 +4,7 @@
 use cdc_commitlog::Decoder;
 use cdc_model::{
     Bound, Cell, CellValue, Change, ChangeBody, ColumnState, CqlType, CqlValue, LocalTime, RowState, TableSchema,
-    WriteTime,
+    ValueBytes, WriteTime,
 };
 
 use crate::support::{Golden, provenance};
@@ -72,7 +72,7 @@ fn row(table: &TableSchema, row: &RowState) -> String {
             ColumnState::Simple(state) => parts.push(format!("{}={}", column.name, cell(&column.ty, state))),
             ColumnState::Complex(complex) => {
                 assert!(complex.cells.is_sorted_by(|a, b| a.0 < b.0));
-                let element = |(path, state): &(bytes::Bytes, Cell)| match &column.ty {
+                let element = |(path, state): &(ValueBytes, Cell)| match &column.ty {
                     CqlType::List { element, .. } => cell(element, state),
                     CqlType::Set { element, .. } => match state.value {
                         CellValue::Live(ref empty) if empty.is_empty() => {
@@ -112,7 +112,7 @@ fn line(change: &Change) -> String {
     let body = match &change.body {
         ChangeBody::Row { clustering, row: state } => {
             let values = table.clustering.iter().zip(clustering.values());
-            let values: Vec<_> = values.map(|(column, v)| value(&column.ty, &v.unwrap())).collect();
+            let values: Vec<_> = values.map(|(column, v)| value(&column.ty, v.unwrap())).collect();
             format!("({}) {}", values.join(","), row(table, state))
         }
         ChangeBody::Static(state) => format!("static {}", row(table, state)),

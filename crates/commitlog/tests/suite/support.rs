@@ -132,8 +132,8 @@ pub(crate) fn provenance() -> Provenance {
 pub(crate) struct Tables(pub(crate) HashMap<TableId, Arc<TableSchema>>);
 
 impl Schemas for Tables {
-    fn table(&self, id: TableId) -> Option<Arc<TableSchema>> {
-        self.0.get(&id).cloned()
+    fn table(&self, id: TableId) -> Option<&Arc<TableSchema>> {
+        self.0.get(&id)
     }
 }
 

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use cdc_model::{
-    Cell, Clustering, ColumnKind, ColumnState, Liveness, LocalTime, RowState, StateError, WriteTime, decode_row,
-    decode_tombstones,
+    Cell, Clustering, ColumnKind, ColumnState, Liveness, LocalTime, RowState, StateError, ValueBytes, WriteTime,
+    decode_row, decode_tombstones,
 };
 use tokio_postgres::{Row, types::Type};
 
@@ -160,7 +160,7 @@ impl<'w> TableWork<'w> {
         match read {
             Read::Tombstones(partitions) => {
                 for row in rows {
-                    let stored = decode_tombstones(bytes(row, 1)).map_err(|error| self.damaged(error))?;
+                    let stored = decode_tombstones(bytes(row, 1).to_bytes()).map_err(|error| self.damaged(error))?;
                     let tombstones = self.tombstones.get_mut(&partitions[ordinal(row)]).expect("asked for");
                     tombstones.merged = stored;
                 }
@@ -181,12 +181,13 @@ impl<'w> TableWork<'w> {
                     touched.live = Some(version);
                     touched.learn(state);
                     let key = || join_key(&touched.partition, touched.clustering.as_ref());
-                    touched.collides = relation.stores_key && bytes(row, key_at) != key();
+                    touched.collides = relation.stores_key && *bytes(row, key_at) != *key();
                 }
             }
             Read::Remains => {
                 for row in rows {
-                    let state = decode_row(&self.layout.schema, bytes(row, 3)).map_err(|error| self.damaged(error))?;
+                    let state = decode_row(&self.layout.schema, bytes(row, 3).to_bytes())
+                        .map_err(|error| self.damaged(error))?;
                     let touched = &mut self.touched[ordinal(row)];
                     touched.remains = Some(Version { ctid: bytes(row, 1), xmin: bytes(row, 2) });
                     touched.learn(self.layout.strip(state));
@@ -214,7 +215,8 @@ impl<'w> TableWork<'w> {
                 } else {
                     Some(Clustering::from_bytes(key).ok_or(()).map_err(damaged)?)
                 };
-                let state = decode_row(&self.layout.schema, bytes(row, 3)).map_err(|error| self.damaged(error))?;
+                let state =
+                    decode_row(&self.layout.schema, bytes(row, 3).to_bytes()).map_err(|error| self.damaged(error))?;
                 let version = Version { ctid: bytes(row, 1), xmin: bytes(row, 2) };
                 (clustering, version, self.layout.strip(state), false)
             }
@@ -255,7 +257,7 @@ impl<'w> TableWork<'w> {
     fn stored(&self, relation: &Relation, row: &Row) -> Result<(Version, RowState), TargetError> {
         let version = Version { ctid: bytes(row, 1), xmin: bytes(row, 2) };
         if let Raw(Some(state)) = row.get(4) {
-            let state = decode_row(&self.layout.schema, state).map_err(|error| self.damaged(error))?;
+            let state = decode_row(&self.layout.schema, state.to_bytes()).map_err(|error| self.damaged(error))?;
             return Ok((version, self.layout.strip(state)));
         }
         let time = WriteTime(row.get(3));
@@ -289,12 +291,12 @@ impl Relation {
         at: usize,
     ) -> Option<(Bytes, Option<Clustering>)> {
         let (partition, clustering) = if self.stores_key {
-            split_key(row.get::<_, Raw>(at).0?)?
+            split_key(row.get::<_, Raw>(at).0?.to_bytes())?
         } else {
             let column = |(index, column): (usize, &crate::layout::TargetColumn)| {
                 decode(&column.cql, row.get::<_, Raw>(at + index).0?)
             };
-            let mut values: Vec<Bytes> = self.key.iter().enumerate().map(column).collect::<Option<_>>()?;
+            let mut values: Vec<ValueBytes> = self.key.iter().enumerate().map(column).collect::<Option<_>>()?;
             let clustering = values.split_off(self.partition_columns);
             debug_assert_eq!(values.len(), schema.partition_key.len());
             (cdc_model::TableSchema::join_partition_key(&values), Clustering::new(clustering.into_iter().map(Some)))
@@ -308,6 +310,6 @@ fn ordinal(row: &Row) -> usize {
     usize::try_from(row.get::<_, i64>(0) - 1).expect("ordinality begins at 1")
 }
 
-fn bytes(row: &Row, at: usize) -> Bytes {
+fn bytes(row: &Row, at: usize) -> ValueBytes {
     row.get::<_, Raw>(at).0.unwrap_or_default()
 }

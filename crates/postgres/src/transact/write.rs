@@ -1,7 +1,6 @@
 //! Statements that write what a merge made new.
 
-use bytes::Bytes;
-use cdc_model::{ColumnKind, ColumnState, LocalTime, RowState, Token, encode_row};
+use cdc_model::{ColumnKind, ColumnState, LocalTime, RowState, Token, ValueBytes, encode_row};
 use tokio_postgres::types::Type;
 
 use super::{Touched, Version};
@@ -68,7 +67,7 @@ impl<'w> RelationWrites<'w> {
     }
 }
 
-fn push_all(arrays: &mut [Array], values: impl IntoIterator<Item = Option<Bytes>>) {
+fn push_all(arrays: &mut [Array], values: impl IntoIterator<Item = Option<ValueBytes>>) {
     for (array, value) in arrays.iter_mut().zip(values) {
         array.push(value);
     }
@@ -111,11 +110,14 @@ impl<'w> Writes<'w> {
                 (None, None) => {}
                 (None, Some(state)) => {
                     self.inserted_remains.push(row.token);
-                    push_all(&mut self.insert_remains, [row.partition.clone(), row.remains_key(), state].map(Some));
+                    push_all(
+                        &mut self.insert_remains,
+                        [row.partition.clone().into(), row.remains_key(), state.into()].map(Some),
+                    );
                 }
                 (Some(remains), Some(state)) => {
                     self.updated_remains += 1;
-                    push_all(&mut self.update_remains, version(remains).into_iter().chain([Some(state)]));
+                    push_all(&mut self.update_remains, version(remains).into_iter().chain([Some(state.into())]));
                 }
                 (Some(remains), None) => {
                     self.deleted_remains += 1;
@@ -147,8 +149,8 @@ impl<'w> Writes<'w> {
             uniform &= encoded.exact;
             values.push(encoded.bytes);
         }
-        values.push(Some(Bytes::copy_from_slice(&time.0.to_be_bytes())));
-        values.push((!uniform).then(|| encode_row(&self.layout.schema, after)));
+        values.push(Some(time.0.to_be_bytes().into()));
+        values.push((!uniform).then(|| encode_row(&self.layout.schema, after).into()));
         values.push(after.next_expiry(now).map(|expiry| timestamptz(expiry.0)));
         match &row.live {
             Some(live) => {
@@ -156,8 +158,8 @@ impl<'w> Writes<'w> {
                 writes.updates += 1;
             }
             None => {
-                let token = Bytes::copy_from_slice(&row.token.0.to_be_bytes());
-                let stored = relation.stores_key.then(|| join_key(&row.partition, row.clustering.as_ref()));
+                let token = row.token.0.to_be_bytes().into();
+                let stored = relation.stores_key.then(|| join_key(&row.partition, row.clustering.as_ref()).into());
                 let fixed = std::iter::once(token).chain(stored);
                 let key = row.key.iter().cloned().chain(fixed).map(Some);
                 push_all(&mut writes.insert, key.chain(values));

@@ -6,10 +6,9 @@ use std::sync::{
 };
 
 use anyhow::Result;
-use bytes::Bytes;
 use cdc_model::{
     Bound, Cell, Change, ChangeBody, ColumnState, ComplexState, Liveness, LocalTime, RangeTombstone, RowState,
-    TableSchema, WriteTime,
+    TableSchema, ValueBytes, WriteTime,
 };
 use cdc_testkit::Postgres;
 use proptest::{prelude::*, test_runner::TestRunner};
@@ -22,7 +21,7 @@ use crate::support::{
 const CASES: u32 = 60;
 const PARTITIONS: [&str; 2] = ["a", "b"];
 
-fn cell(value: impl Strategy<Value = Bytes>, soon: LocalTime) -> impl Strategy<Value = Cell> {
+fn cell(value: impl Strategy<Value = ValueBytes>, soon: LocalTime) -> impl Strategy<Value = Cell> {
     (-3i64..6, value, 0..8u8).prop_map(move |(time, value, kind)| match kind {
         0 | 1 => Cell::tombstone(WriteTime(time), LocalTime(1_000_000)),
         2 => expiring(time, LocalTime(2_000_000), value),
@@ -32,9 +31,9 @@ fn cell(value: impl Strategy<Value = Bytes>, soon: LocalTime) -> impl Strategy<V
 }
 
 fn tags(soon: LocalTime) -> impl Strategy<Value = ComplexState> {
-    let element = (0i32..4, cell(Just(Bytes::new()), soon));
+    let element = (0i32..4, cell(Just(ValueBytes::EMPTY), soon));
     (prop::option::of(-3i64..4), prop::collection::vec(element, 0..3)).prop_map(|(deleted, elements)| {
-        let mut cells: Vec<(Bytes, Cell)> = elements.into_iter().map(|(tag, cell)| (int(tag), cell)).collect();
+        let mut cells: Vec<(ValueBytes, Cell)> = elements.into_iter().map(|(tag, cell)| (int(tag), cell)).collect();
         cells.sort_by(|a, b| a.0.cmp(&b.0));
         cells.dedup_by(|a, b| a.0 == b.0);
         cells.retain(|(_, cell)| deleted.is_none_or(|deleted| cell.time.0 > deleted));

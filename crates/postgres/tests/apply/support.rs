@@ -14,7 +14,7 @@ use bytes::Bytes;
 use cdc_model::{
     Cell, CellValue, Change, ChangeBody, Clustering, Column, ColumnKind, ColumnState, CqlType, DeletionTime, KeyColumn,
     Liveness, LocalTime, NodeId, PartitionTombstones, Provenance, RowState, SegmentId, SegmentPosition, TableId,
-    TableSchema, VisibleColumn, WriteTime,
+    TableSchema, ValueBytes, VisibleColumn, WriteTime,
 };
 use cdc_postgres::{PostgresConfig, Target};
 use cdc_runtime::Secret;
@@ -131,19 +131,19 @@ pub(crate) fn orders() -> Arc<TableSchema> {
     )
 }
 
-pub(crate) fn text(text: &str) -> Bytes {
-    Bytes::copy_from_slice(text.as_bytes())
+pub(crate) fn text(text: &str) -> ValueBytes {
+    text.as_bytes().into()
 }
 
-pub(crate) fn int(number: i32) -> Bytes {
-    Bytes::copy_from_slice(&number.to_be_bytes())
+pub(crate) fn int(number: i32) -> ValueBytes {
+    number.to_be_bytes().into()
 }
 
 pub(crate) fn clustering(number: i32) -> Clustering {
     Clustering::new([Some(int(number))])
 }
 
-pub(crate) fn live(time: i64, value: Bytes) -> ColumnState {
+pub(crate) fn live(time: i64, value: ValueBytes) -> ColumnState {
     ColumnState::Simple(Cell::live(WriteTime(time), value))
 }
 
@@ -166,7 +166,7 @@ pub(crate) fn state(table: &TableSchema, liveness: Option<Liveness>, columns: Ve
 pub(crate) fn change(table: &Arc<TableSchema>, partition: &str, body: ChangeBody) -> Change {
     let position = SegmentPosition { segment: SegmentId(1), offset: 100 };
     let provenance = Provenance { node: NodeId(Uuid::from_u128(7)), position };
-    Change { table: Arc::clone(table), partition_key: text(partition), body, provenance }
+    Change { table: Arc::clone(table), partition_key: Bytes::copy_from_slice(partition.as_bytes()), body, provenance }
 }
 
 /// `INSERT INTO orders (p, c, v, t)` at a write time.
@@ -230,8 +230,8 @@ pub(crate) fn expected(changes: &[Change], now: LocalTime) -> BTreeMap<String, V
             })
         };
         let partition = String::from_utf8_lossy(&partition).into_owned();
-        let (key, names) = match clustering.and_then(|clustering| clustering.values().next().flatten()) {
-            Some(c) => (format!("{partition}/{}", number(&c)), ["v", "t", "tags"].as_slice()),
+        let (key, names) = match clustering.as_ref().and_then(|clustering| clustering.values().next().flatten()) {
+            Some(c) => (format!("{partition}/{}", number(c)), ["v", "t", "tags"].as_slice()),
             None => (format!("{partition}/"), ["st"].as_slice()),
         };
         shown.insert(key, names.iter().map(|name| show(name)).collect());
@@ -239,8 +239,8 @@ pub(crate) fn expected(changes: &[Change], now: LocalTime) -> BTreeMap<String, V
     shown
 }
 
-fn number(bytes: &Bytes) -> i32 {
-    bytes.as_ref().try_into().map(i32::from_be_bytes).unwrap_or_default()
+fn number(bytes: &[u8]) -> i32 {
+    bytes.try_into().map(i32::from_be_bytes).unwrap_or_default()
 }
 
 /// What PostgreSQL shows of partitions that begin with a prefix, in the same form.
@@ -257,6 +257,6 @@ pub(crate) async fn stored(database: &Database, prefix: &str) -> Result<BTreeMap
     Ok(shown)
 }
 
-pub(crate) fn expiring(time: i64, expires: LocalTime, value: Bytes) -> Cell {
+pub(crate) fn expiring(time: i64, expires: LocalTime, value: ValueBytes) -> Cell {
     Cell { time: WriteTime(time), ttl: 60, local: expires, value: CellValue::Live(value) }
 }

@@ -3,12 +3,13 @@
 use anyhow::Result;
 use bytes::Bytes;
 use cdc_model::{
-    Cell, ChangeBody, Clustering, Column, ColumnKind, ColumnState, ComplexState, CqlType, WriteTime, decode_row,
+    Cell, ChangeBody, Clustering, Column, ColumnKind, ColumnState, ComplexState, CqlType, ValueBytes, WriteTime,
+    decode_row,
 };
 
 use crate::support::{Database, change, column, deletion, int, key_column, live, marker, schema, state, text};
 
-fn parts(counted: bool, parts: &[&[u8]], per_element: usize) -> Bytes {
+fn parts(counted: bool, parts: &[&[u8]], per_element: usize) -> ValueBytes {
     let mut out = Vec::new();
     if counted {
         out.extend(i32::try_from(parts.len() / per_element).unwrap_or_default().to_be_bytes());
@@ -25,8 +26,8 @@ fn boxed(ty: CqlType) -> Box<CqlType> {
 }
 
 /// Type, Cassandra's bytes, the column as text, whether the bytes can be rebuilt from it.
-fn cases() -> Vec<(CqlType, Bytes, Option<&'static str>, bool)> {
-    let be = |bytes: &[u8]| Bytes::copy_from_slice(bytes);
+fn cases() -> Vec<(CqlType, ValueBytes, Option<&'static str>, bool)> {
+    let be = |bytes: &[u8]| ValueBytes::from(bytes);
     let uuid = uuid::Uuid::from_u128(0x1234_5678_9abc_1def_8123_4567_89ab_cdef);
     let uuid_text = "12345678-9abc-1def-8123-456789abcdef";
     let date = |days: i64| be(&u32::try_from(days + (1 << 31)).unwrap_or_default().to_be_bytes());
@@ -124,7 +125,7 @@ async fn every_type_has_its_column_and_its_bytes_survive() -> Result<()> {
     for (index, (name, (_, value, ..))) in (0i32..).zip(names.iter().zip(&cases)) {
         let row = state(&table, Some(marker(5)), vec![(name, live(5, value.clone()))]);
         let mut insert = change(&table, "", ChangeBody::Row { clustering: Clustering::default(), row });
-        insert.partition_key = int(index);
+        insert.partition_key = int(index).to_bytes();
         batch.push(insert);
     }
     assert_eq!(target.apply(batch.clone(), &[]).await?.rows_written, cases.len());
@@ -177,15 +178,15 @@ async fn collections_show_in_cassandras_order_and_merge_by_element() -> Result<(
         column("u", udt, ColumnKind::Regular),
     ];
     let table = schema("collections", vec![key_column("p", CqlType::Text)], Vec::new(), columns);
-    let complex = |deleted: Option<i64>, mut cells: Vec<(Bytes, Cell)>| {
+    let complex = |deleted: Option<i64>, mut cells: Vec<(ValueBytes, Cell)>| {
         cells.sort_by(|a, b| a.0.cmp(&b.0));
         ColumnState::Complex(ComplexState { deletion: deleted.map(deletion), cells })
     };
-    let cell = |time: i64, value: Bytes| Cell::live(WriteTime(time), value);
+    let cell = |time: i64, value: ValueBytes| Cell::live(WriteTime(time), value);
     // Timeuuids whose bytes sort against their times.
     let (first, second) =
         (uuid::Uuid::from_u128(0xffff_ffff_0000_1000 << 64), uuid::Uuid::from_u128(0x0000_0001_0001_1000 << 64));
-    let id = |uuid: uuid::Uuid| Bytes::copy_from_slice(uuid.as_bytes());
+    let id = |uuid: uuid::Uuid| ValueBytes::from(*uuid.as_bytes());
     let row = |columns| {
         change(
             &table,
@@ -193,11 +194,11 @@ async fn collections_show_in_cassandras_order_and_merge_by_element() -> Result<(
             ChangeBody::Row { clustering: Clustering::default(), row: state(&table, Some(marker(5)), columns) },
         )
     };
-    let long = |n: i64| Bytes::copy_from_slice(&n.to_be_bytes());
+    let long = |n: i64| ValueBytes::from(n.to_be_bytes());
     let one = row(vec![
         ("l", complex(Some(4), vec![(id(first), cell(5, text("one"))), (id(second), cell(5, text("two")))])),
         ("m", complex(Some(4), vec![(text("k"), cell(5, long(1))), (text("x"), cell(5, long(2)))])),
-        ("u", complex(None, vec![(Bytes::from_static(&[0, 1]), cell(5, int(7)))])),
+        ("u", complex(None, vec![([0, 1].into(), cell(5, int(7)))])),
     ]);
     let two = row(vec![(
         "m",
@@ -226,8 +227,7 @@ async fn keys_of_types_that_cannot_be_rebuilt_are_kept_beside_the_columns() -> R
     );
     let partition =
         cdc_model::TableSchema::join_partition_key(&[Bytes::from_static(&[5]), Bytes::from_static(&[10, 0, 0, 1])]);
-    let clustering =
-        |d: &'static [u8]| Clustering::new([Some(parts(false, &[&int(1), b"x"], 1)), Some(Bytes::from_static(d))]);
+    let clustering = |d: &'static [u8]| Clustering::new([Some(parts(false, &[&int(1), b"x"], 1)), Some(d.into())]);
     let row = |d, v: i32, time| {
         let row = state(&table, Some(marker(time)), vec![("v", live(time, int(v)))]);
         let mut change = change(&table, "", ChangeBody::Row { clustering: clustering(d), row });

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use cdc_commitlog::Truncation;
 use cdc_model::{
     Bound, Cell, CellValue, Change, ChangeBody, ColumnId, ColumnState, CqlType, DeletionTime, KeyColumn, LocalTime,
-    RowState, SegmentPosition, TableSchema, compare_values,
+    RowState, SegmentPosition, TableSchema, ValueBytes, compare_values,
 };
 use std::io::Write as _;
 use uuid::Uuid;
@@ -103,17 +103,17 @@ fn head<'a>(out: &'a mut Vec<u8>, at: SegmentPosition, table: &TableSchema, kind
 
 fn write_partition_key(out: &mut Vec<u8>, table: &TableSchema, key: &Bytes) {
     match table.split_partition_key(key) {
-        Some(values) => write_key(out, &table.partition_key, values.into_iter().map(Some)),
+        Some(values) => write_key(out, &table.partition_key, values.iter().map(|value| Some(&value[..]))),
         // Shown as bytes, like every value that is none of its type.
         None => write_value(out, &CqlType::Boolean, key),
     }
 }
 
-fn write_key(out: &mut Vec<u8>, columns: &[KeyColumn], values: impl Iterator<Item = Option<Bytes>>) {
+fn write_key<'v>(out: &mut Vec<u8>, columns: &[KeyColumn], values: impl Iterator<Item = Option<&'v [u8]>>) {
     let mut object = Object::new(out);
     for (column, value) in columns.iter().zip(values) {
         match value {
-            Some(value) => object.value(&column.name, &column.ty, &value),
+            Some(value) => object.value(&column.name, &column.ty, value),
             None => object.put(&column.name, "null"),
         }
     }
@@ -122,7 +122,7 @@ fn write_key(out: &mut Vec<u8>, columns: &[KeyColumn], values: impl Iterator<Ite
 
 fn write_bound(out: &mut Vec<u8>, table: &TableSchema, bound: &Bound) {
     let mut object = Object::new(out);
-    write_key(object.key("values"), &table.clustering, bound.prefix.iter().cloned().map(Some));
+    write_key(object.key("values"), &table.clustering, bound.prefix.iter().map(|value| Some(&value[..])));
     object.put("inclusive", bound.inclusive);
     object.end();
 }
@@ -186,7 +186,7 @@ pub(super) fn columns_by_name<'a>(
 }
 
 /// Elements as `SELECT` shows them.
-pub(super) fn in_type_order<'a>(ty: &CqlType, cells: &'a [(Bytes, Cell)]) -> Vec<&'a (Bytes, Cell)> {
+pub(super) fn in_type_order<'a>(ty: &CqlType, cells: &'a [(ValueBytes, Cell)]) -> Vec<&'a (ValueBytes, Cell)> {
     let path_type: &CqlType = match ty {
         CqlType::List { .. } => &CqlType::TimeUuid,
         CqlType::Set { element, .. } => element,
@@ -198,7 +198,7 @@ pub(super) fn in_type_order<'a>(ty: &CqlType, cells: &'a [(Bytes, Cell)]) -> Vec
     cells
 }
 
-fn write_cell(out: &mut Vec<u8>, column: &str, ty: &CqlType, path: Option<&Bytes>, cell: &Cell) {
+fn write_cell(out: &mut Vec<u8>, column: &str, ty: &CqlType, path: Option<&[u8]>, cell: &Cell) {
     let mut object = Object::new(out);
     object.text("column", column);
     let mut value_type = Some(ty);

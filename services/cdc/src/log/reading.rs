@@ -1,6 +1,6 @@
 //! Entries to changes, with the schema followed in the log.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use cdc_commitlog::{Decoder, Followed, Format, SchemaHistory, Schemas as _, Truncation};
@@ -63,7 +63,7 @@ pub(super) struct Decoded<'a> {
     pub(super) at: SegmentPosition,
     /// Deletions before rows within a table: their order in the log is that of the clustering, not of time.
     pub(super) changes: &'a [Change],
-    pub(super) truncations: Vec<(std::sync::Arc<TableSchema>, Truncation)>,
+    pub(super) truncations: Vec<(Arc<TableSchema>, Truncation)>,
     /// Updates that were left out.
     pub(super) unknown: Option<TableId>,
 }
@@ -122,12 +122,13 @@ impl Reading {
         Decoded { at, changes: &self.changes, truncations, unknown }
     }
 
-    fn followed(&mut self, followed: Followed) -> Vec<(std::sync::Arc<TableSchema>, Truncation)> {
+    fn followed(&mut self, followed: Followed) -> Vec<(Arc<TableSchema>, Truncation)> {
         for fault in followed.faults {
             self.complain(&fault.to_string());
         }
         let truncated = followed.truncations.into_iter();
-        let known = truncated.filter_map(|truncation| Some((self.history.table(truncation.table)?, truncation)));
+        let known =
+            truncated.filter_map(|truncation| Some((Arc::clone(self.history.table(truncation.table)?), truncation)));
         known.filter(|(table, _)| self.wanted.matches(table)).collect()
     }
 

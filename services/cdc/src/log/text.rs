@@ -1,6 +1,5 @@
 //! Changes as a line for people. Programs read the JSON.
 
-use bytes::Bytes;
 use cdc_commitlog::Truncation;
 use cdc_model::{Bound, Cell, CellValue, Change, ChangeBody, ColumnState, RowState, SegmentPosition, TableSchema};
 use std::io::Write as _;
@@ -48,11 +47,11 @@ pub(super) fn write_truncation(out: &mut Vec<u8>, at: SegmentPosition, table: &T
     write_time(out, truncation.wall_ms.saturating_mul(1000));
 }
 
-fn write_clustering(out: &mut Vec<u8>, table: &TableSchema, values: impl Iterator<Item = Option<Bytes>>) {
+fn write_clustering<'v>(out: &mut Vec<u8>, table: &TableSchema, values: impl Iterator<Item = Option<&'v [u8]>>) {
     for (column, value) in table.clustering.iter().zip(values) {
         put!(out, " {}=", column.name);
         match value {
-            Some(value) => write_value(out, &column.ty, &value),
+            Some(value) => write_value(out, &column.ty, value),
             None => put!(out, "null"),
         }
     }
@@ -61,7 +60,7 @@ fn write_clustering(out: &mut Vec<u8>, table: &TableSchema, values: impl Iterato
 fn write_bound(out: &mut Vec<u8>, table: &TableSchema, bound: &Bound, [inclusive, exclusive]: [&str; 2]) {
     if !bound.prefix.is_empty() {
         put!(out, " {}", if bound.inclusive { inclusive } else { exclusive });
-        write_clustering(out, table, bound.prefix.iter().cloned().map(Some));
+        write_clustering(out, table, bound.prefix.iter().map(|value| Some(&value[..])));
     }
 }
 
@@ -126,7 +125,7 @@ fn write_row(out: &mut Vec<u8>, table: &TableSchema, row: &RowState) {
     times.end();
 }
 
-fn write_cell(out: &mut Vec<u8>, cell: &Cell, value: impl FnOnce(&mut Vec<u8>, &Bytes)) {
+fn write_cell(out: &mut Vec<u8>, cell: &Cell, value: impl FnOnce(&mut Vec<u8>, &[u8])) {
     match &cell.value {
         CellValue::Tombstone => put!(out, "(deleted)"),
         CellValue::Counter(_) => put!(out, "(counter)"),
