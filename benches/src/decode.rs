@@ -9,7 +9,6 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,10 +16,10 @@ use anyhow::{Context, ensure};
 use bytes::Bytes;
 use cdc_cassandra::Cassandra as Client;
 use cdc_commitlog::{
-    Decoder, Fence, Format, ReadLimit, ReadOutcome, SchemaFile, Schemas, SegmentFile, SegmentReader, list_segments,
-    read_index,
+    Decoder, Fence, Format, ReadLimit, ReadOutcome, SchemaFile, SchemaHistory, SegmentFile, SegmentReader,
+    list_segments, read_index,
 };
-use cdc_model::{Change, ChangeBody, NodeId, Provenance, TableId, TableSchema};
+use cdc_model::{Change, ChangeBody, NodeId, Provenance, TableSchema};
 use cdc_testkit::Cassandra;
 use futures::{StreamExt, stream};
 use rand::{RngExt, SeedableRng};
@@ -292,18 +291,10 @@ async fn insert(
         .collect()
 }
 
-struct Tables(HashMap<TableId, Arc<TableSchema>>);
-
-impl Schemas for Tables {
-    fn table(&self, id: TableId) -> Option<&Arc<TableSchema>> {
-        self.0.get(&id)
-    }
-}
-
 /// The segments of a shape and what is to be captured of them.
 struct Log<'a> {
     segments: Vec<SegmentFile>,
-    tables: Tables,
+    schemas: SchemaHistory,
     shape: &'a Shape,
 }
 
@@ -325,10 +316,9 @@ struct Rate {
 
 impl<'a> Log<'a> {
     fn open(folder: &Path, shape: &'a Shape) -> anyhow::Result<Self> {
-        let (tables, faults) = SchemaFile::read(&folder.join("schema.json"))?.tables();
+        let (schemas, faults) = SchemaHistory::from_file(SchemaFile::read(&folder.join("schema.json"))?);
         ensure!(faults.is_empty(), "{faults:?}");
-        let tables = tables.into_iter().map(|table| (table.id, Arc::new(table))).collect();
-        Ok(Self { segments: list_segments(folder)?, tables: Tables(tables), shape })
+        Ok(Self { segments: list_segments(folder)?, schemas, shape })
     }
 
     fn read(&self, mut take: impl FnMut(Format, Provenance, &Bytes) -> anyhow::Result<()>) -> anyhow::Result<()> {
@@ -374,7 +364,7 @@ impl<'a> Log<'a> {
         self.read(|format, at, payload| {
             pass.rows += 1;
             pass.bytes += payload.len() as u64 + 12;
-            decoder.decode(format, payload, at, &self.tables, &captured, &mut changes)?;
+            decoder.decode(format, payload, at, &self.schemas, &captured, &mut changes)?;
             let rows = changes.iter().filter(|change| matches!(change.body, ChangeBody::Row { .. }));
             pass.captured += rows.count() as u64;
             changes.clear();

@@ -154,6 +154,8 @@ pub(crate) struct Place {
 pub struct SegmentReader {
     pub(crate) input: Input,
     format: Format,
+    /// Of nothing: to make one asks what the processor can, to copy one does not.
+    crc: Hasher,
     entry_bytes_max: u64,
     /// What makes sections plain that are not.
     pub(crate) sections: Option<Sections>,
@@ -216,6 +218,7 @@ impl SegmentReader {
         let mut reader = Self {
             input,
             format: header.format,
+            crc: Hasher::new(),
             entry_bytes_max: options.entry_bytes_max,
             sections: Sections::new(header.encoding, options).map_err(unsupported)?,
             section,
@@ -494,7 +497,7 @@ impl SegmentReader {
             return Ok(Entry::Nothing);
         }
         let [size, size_crc] = words(head);
-        let mut crc = Hasher::new();
+        let mut crc = self.crc.clone();
         crc.update(&head[..4]);
         let size = u64::from(size);
         if crc.clone().finalize() != size_crc || size < PAYLOAD_MIN || size + OVERHEAD > end.saturating_sub(at) {
