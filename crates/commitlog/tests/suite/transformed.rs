@@ -531,7 +531,7 @@ fn written() -> Vec<Row> {
 }
 
 /// Name, format, whether it is transformed.
-const SEGMENTS: [(&str, Format, bool); 8] = [
+const SEGMENTS: [(&str, Format, bool); 10] = [
     ("lz4-5.0", Format::V7, true),
     ("snappy-4.0", Format::V7, true),
     ("deflate-4.1", Format::V7, true),
@@ -540,6 +540,8 @@ const SEGMENTS: [(&str, Format, bool); 8] = [
     ("direct-5.0-v8", Format::V8, false),
     ("jceks-5.0", Format::V7, true),
     ("pkcs12-5.0-v8", Format::V8, true),
+    ("jceks-4.1", Format::V7, true),
+    ("pkcs12-4.1", Format::V7, true),
 ];
 
 #[test]
