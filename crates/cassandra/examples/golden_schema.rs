@@ -1,5 +1,6 @@
-//! Makes the golden segments of `crates/commitlog/tests/golden/schema`: runs its statements against each release of
-//! Cassandra and keeps the segments they were logged in, with the schema as CQL shows it at the end.
+//! Makes the golden segments of `crates/commitlog/tests/golden/{schema,order}`: runs the statements there against each
+//! release of Cassandra and keeps the segments they were logged in, with the schema as CQL shows it at the end:
+//! `cargo run --release -p cdc-cassandra --example golden_schema [FOLDER…]`.
 #![expect(clippy::print_stdout, reason = "says what it made")]
 
 use std::{fs, io::Write as _, path::Path, time::Duration};
@@ -7,11 +8,23 @@ use std::{fs, io::Write as _, path::Path, time::Duration};
 use anyhow::{Context as _, ensure};
 use cdc_cassandra::{Cassandra, CassandraConfig};
 
+const FOLDERS: [(&str, &[&str]); 2] = [("schema", &["4.0.17", "4.1.9", "5.0.5"]), ("order", &["5.0.5"])];
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../commitlog/tests/golden/schema");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../commitlog/tests/golden");
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    for (name, versions) in FOLDERS {
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+            make(&golden.join(name), versions).await.with_context(|| format!("make {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+async fn make(folder: &Path, versions: &'static [&str]) -> anyhow::Result<()> {
     let statements = fs::read_to_string(folder.join("statements.cql")).context("read the statements")?;
-    for version in ["4.0.17", "4.1.9", "5.0.5"] {
+    for version in versions {
         let start = move || {
             let builder = cdc_testkit::Cassandra::builder().version(version).commitlog_segment_size_mib(4);
             builder.setting("enable_drop_compact_storage", "true").start()

@@ -26,7 +26,8 @@ pub fn compare_values(ty: &CqlType, a: &[u8], b: &[u8]) -> Ordering {
         }
         CqlType::TimeUuid => compare_time_uuids(a, b),
         CqlType::Uuid => match (version(a), version(b)) {
-            (Some(1), Some(1)) => compare_time_uuids(a, b),
+            // What has the same time is ordered as unsigned bytes here, as signed ones there (CASSANDRA-8730).
+            (Some(1), Some(1)) => uuid_time(a).cmp(&uuid_time(b)).then_with(|| a.cmp(b)),
             (left, right) => left.cmp(&right).then_with(|| a.cmp(b)),
         },
         CqlType::List { element, .. } | CqlType::Set { element, .. } => {
@@ -87,14 +88,15 @@ fn version(uuid: &[u8]) -> Option<u8> {
     uuid.get(6).map(|byte| byte >> 4)
 }
 
+fn uuid_time(uuid: &[u8]) -> [u8; 8] {
+    let at = |index: usize| uuid.get(index).copied().unwrap_or_default();
+    [at(6) & 0x0f, at(7), at(4), at(5), at(0), at(1), at(2), at(3)]
+}
+
 /// By timestamp, then by the low half as signed bytes (`TimeUUIDType.compareCustom`).
 fn compare_time_uuids(a: &[u8], b: &[u8]) -> Ordering {
-    let time = |uuid: &[u8]| {
-        let at = |index: usize| uuid.get(index).copied().unwrap_or_default();
-        [at(6) & 0x0f, at(7), at(4), at(5), at(0), at(1), at(2), at(3)]
-    };
     let low = |uuid: &[u8]| uuid.get(8..).unwrap_or_default().iter().map(|byte| byte ^ 0x80).collect::<Vec<_>>();
-    time(a).cmp(&time(b)).then_with(|| low(a).cmp(&low(b)))
+    uuid_time(a).cmp(&uuid_time(b)).then_with(|| low(a).cmp(&low(b)))
 }
 
 fn compare_decimals((a, s): (&num_bigint::BigInt, i32), (b, t): (&num_bigint::BigInt, i32)) -> Ordering {
@@ -171,6 +173,16 @@ mod tests {
         // Elements of any length stand behind their own.
         let order = compare_values(&vector(CqlType::Text), b"\x01b\x00", b"\x03aaa\x01c");
         assert_eq!(order, Ordering::Greater);
+    }
+
+    /// Found in a real commit log (`golden/order` of the reader).
+    #[test]
+    fn uuids_of_the_same_time_are_ordered_as_unsigned_bytes_and_timeuuids_as_signed_ones() {
+        let of = |text: &str| text.parse::<uuid::Uuid>().unwrap().into_bytes();
+        let low = of("50554d6e-29bb-11e5-807f-000000000000");
+        let high = of("50554d6e-29bb-11e5-8080-000000000000");
+        assert_eq!(compare_values(&CqlType::Uuid, &low, &high), Ordering::Less);
+        assert_eq!(compare_values(&CqlType::TimeUuid, &low, &high), Ordering::Greater);
     }
 
     #[test]

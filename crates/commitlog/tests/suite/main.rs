@@ -8,6 +8,7 @@ mod damage;
 mod decoding;
 mod fuzz;
 mod golden;
+mod order;
 mod properties;
 mod schema;
 mod support;

@@ -19,19 +19,25 @@ const VERSIONS: [&str; 3] = ["4.0.17", "4.1.9", "5.0.5"];
 const T0: i64 = 1_700_000_000_000_000;
 
 /// All a node logged, in order, and its schema at the end as CQL shows it.
-struct Recording {
-    segments: Vec<(SegmentFile, Vec<(u64, Bytes)>)>,
+pub(crate) struct Recording {
+    pub(crate) segments: Vec<(SegmentFile, Vec<(u64, Bytes)>)>,
     schema: SchemaFile,
 }
 
 impl Recording {
     fn of(version: &str) -> Self {
+        Self::load("schema", version)
+    }
+
+    /// A folder of those `golden_schema.rs` makes.
+    pub(crate) fn load(folder: &str, version: &str) -> Self {
+        let packed_at = format!("{folder}/{version}");
         let folder = tempfile::tempdir().unwrap();
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/schema").join(version);
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(&packed_at);
         for entry in fs::read_dir(golden).unwrap() {
             let packed = entry.unwrap().file_name().into_string().unwrap();
             let name = packed.strip_suffix(".gz").unwrap();
-            let mut bytes = unpack(&format!("schema/{version}/{packed}"));
+            let mut bytes = unpack(&format!("{packed_at}/{packed}"));
             if name.ends_with(".log") {
                 // As on disk: zeros up to the segment size.
                 bytes.resize(4 << 20, 0);
