@@ -25,6 +25,15 @@ impl Wanted {
     }
 }
 
+/// A node that encrypts its commit log, and no key to read it with.
+pub fn keystore_fault(settings: &Settings, configured: bool) -> Option<String> {
+    (settings.commitlog_is_encrypted() && !configured).then(|| {
+        "source.keystore is not set, but this node encrypts its commit log; set its path and password to those in \
+         transparent_data_encryption_options of the node's cassandra.yaml"
+            .to_owned()
+    })
+}
+
 /// What in the node's own configuration stands in the way of capture.
 pub fn node_faults(settings: &Settings) -> Vec<String> {
     let mut faults = Vec::new();
@@ -163,5 +172,8 @@ mod tests {
         assert!(compressed.commitlog_is_transformed() && node_faults(&compressed).is_empty());
         assert_eq!(node_faults(&settings(&[("cdc_enabled", "false")])).len(), 1);
         assert!(node_faults(&settings(&[])).is_empty(), "a node that says nothing is not accused");
+        let encrypted = settings(&[("transparent_data_encryption_options_enabled", "true")]);
+        assert!(keystore_fault(&encrypted, false).is_some() && keystore_fault(&encrypted, true).is_none());
+        assert!(keystore_fault(&compressed, false).is_none());
     }
 }

@@ -23,9 +23,12 @@ impl Settings {
 
     /// Segments are compressed or encrypted: they are written sync by sync, and read in `mode: durable`.
     pub fn commitlog_is_transformed(&self) -> bool {
-        self.get("commitlog_compression").is_some_and(|value| !value.is_empty())
-            || ["transparent_data_encryption_options_enabled", "transparent_data_encryption_options.enabled"]
-                .iter()
-                .any(|name| self.get(name) == Some("true"))
+        self.get("commitlog_compression").is_some_and(|value| !value.is_empty()) || self.commitlog_is_encrypted()
+    }
+
+    pub fn commitlog_is_encrypted(&self) -> bool {
+        ["transparent_data_encryption_options_enabled", "transparent_data_encryption_options.enabled"]
+            .iter()
+            .any(|name| self.get(name) == Some("true"))
     }
 }

@@ -19,7 +19,7 @@ pub enum KeystoreError {
     Damaged { reason: &'static str },
     #[error("the keystore does not open: its password is another, or the file is damaged")]
     Password,
-    #[error("key {alias} does not open: its password is another; set the key's own password if it has one")]
+    #[error("key {alias} does not open: its password is another; set its own as key_password if it has one")]
     KeyPassword { alias: String },
     #[error("the keystore has no key {alias}, only: {known}")]
     NoSuchKey { alias: String, known: String },

@@ -58,7 +58,9 @@ async fn run_source(
     lifecycle: Lifecycle,
 ) -> anyhow::Result<()> {
     Box::pin(cdc_source::run(source, cassandra, outlet, metrics, lifecycle)).await.map_err(|error| match error {
-        SourceError::Config(_) | SourceError::Directory { .. } => Refusal::config(chain(&error)).into(),
+        SourceError::Config(_) | SourceError::Directory { .. } | SourceError::Keystore(_) => {
+            Refusal::config(chain(&error)).into()
+        }
         SourceError::Kafka(error) => refuse_kafka(&error),
         SourceError::Sink(error) => refuse_sink(error),
         other => other.into(),

@@ -188,11 +188,14 @@ fn validate_names_every_server_that_is_missing_and_exits_with_69() {
 #[test]
 fn validate_puts_what_the_operator_can_edit_first() {
     let files = Files::new();
-    let text = files.nowhere();
+    let keystore = "  tables: [shop.users]\n  keystore: {path: /nowhere, password: hunter2}\n";
+    let text = files.nowhere().replace("  tables: [shop.users]\n", keystore);
     std::fs::remove_dir(files.path("cdc_raw")).unwrap();
     let said = said(&mut cdc(&["validate", &files.write(&text)]));
     assert_eq!(said.code, Some(CONFIG), "{}", said.err);
     assert!(said.err.contains("source.cdc_raw_directory") && said.err.contains("does not exist; name this node's"));
+    assert!(said.err.contains("source.keystore cannot be used: cannot read keystore /nowhere: "), "{}", said.err);
+    assert!(!said.err.contains("hunter2"), "{}", said.err);
 }
 
 #[test]

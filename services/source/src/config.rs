@@ -51,7 +51,7 @@ pub struct KeystoreConfig {
 }
 
 impl KeystoreConfig {
-    pub(crate) fn open(&self) -> Result<Keystore, KeystoreError> {
+    pub fn open(&self) -> Result<Keystore, KeystoreError> {
         Keystore::open(&self.path, self.password.expose(), self.key_password.as_ref().map(Secret::expose))
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use cdc_cassandra::{
     Cassandra, CassandraConfig, Settings,
-    checks::{Wanted, enable_cdc, node_faults, table_faults},
+    checks::{Wanted, enable_cdc, keystore_fault, node_faults, table_faults},
 };
 use cdc_commitlog::{CaptureMode, ReadOptions, SchemaFile, SchemaHistory};
 use cdc_model::{NodeId, TableSchema};
@@ -73,7 +73,7 @@ pub(crate) async fn start(
         tracing::warn!(%fault, "a table is not captured");
     }
     let mode = match cassandra.settings().await {
-        Ok(settings) => check_node(&settings, config.mode)?,
+        Ok(settings) => check_node(&settings, config)?,
         Err(error) => {
             tracing::warn!(%error, "the node does not show its settings, which are taken to be as they should");
             config.mode
@@ -150,8 +150,10 @@ async fn load_schema(cassandra: &Cassandra) -> SchemaFile {
 }
 
 /// The mode that is possible with the node's commit log.
-fn check_node(settings: &Settings, wanted: CaptureMode) -> Result<CaptureMode, SourceError> {
-    let faults = node_faults(settings);
+fn check_node(settings: &Settings, config: &SourceConfig) -> Result<CaptureMode, SourceError> {
+    let wanted = config.mode;
+    let mut faults = node_faults(settings);
+    faults.extend(keystore_fault(settings, config.keystore.is_some()));
     if !faults.is_empty() {
         return Err(SourceError::Config(faults));
     }

@@ -13,9 +13,9 @@ use std::{
 use cdc_cassandra::CassandraConfig;
 use cdc_commitlog::CaptureMode;
 use cdc_model::ChangeBody;
-use cdc_runtime::{Exit, Lifecycle};
-use cdc_source::{ChannelBatch, ChannelOutlet, Outlet, SourceConfig, SourceMetrics, SourceStatus};
-use cdc_testkit::Cassandra;
+use cdc_runtime::{Exit, Lifecycle, Secret};
+use cdc_source::{ChannelBatch, ChannelOutlet, KeystoreConfig, Outlet, SourceConfig, SourceMetrics, SourceStatus};
+use cdc_testkit::{Cassandra, CassandraBuilder};
 use scylla::client::{session::Session, session_builder::SessionBuilder};
 use tokio::sync::{mpsc, watch};
 
@@ -23,8 +23,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// 1 MiB segments, so that every test switches them several times.
 async fn cassandra() -> (Cassandra, Session) {
-    let start = || Cassandra::builder().commitlog_segment_size_mib(1).commitlog_sync_period_ms(500).start().unwrap();
-    let cassandra = tokio::task::spawn_blocking(start).await.unwrap();
+    cassandra_with(|builder| builder).await
+}
+
+async fn cassandra_with(settings: fn(CassandraBuilder) -> CassandraBuilder) -> (Cassandra, Session) {
+    let builder = Cassandra::builder().commitlog_segment_size_mib(1).commitlog_sync_period_ms(500);
+    let cassandra = tokio::task::spawn_blocking(move || settings(builder).start().unwrap()).await.unwrap();
     let session = SessionBuilder::new().known_nodes(cassandra.contact_points()).build().await.unwrap();
     cql(&session, "CREATE KEYSPACE k WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}").await;
     cql(&session, "CREATE TABLE k.t (id int PRIMARY KEY, v blob) WITH cdc = true").await;
@@ -80,6 +84,10 @@ impl Seen {
     }
 }
 
+fn config(cassandra: &Cassandra, state: &Path) -> SourceConfig {
+    SourceConfig::new(cassandra.node(0).cdc_raw_dir(), state.to_owned(), vec!["k.*".to_owned()])
+}
+
 struct Agent {
     lifecycle: Lifecycle,
     metrics: Arc<SourceMetrics>,
@@ -90,10 +98,10 @@ struct Agent {
 impl Agent {
     /// `acknowledge`: batches with changes that the consumer takes; it holds back the rest.
     fn start(cassandra: &Cassandra, state: &Path, mode: CaptureMode, seen: &Seen, acknowledge: usize) -> Self {
-        let config = SourceConfig {
-            mode,
-            ..SourceConfig::new(cassandra.node(0).cdc_raw_dir(), state.to_owned(), vec!["k.*".to_owned()])
-        };
+        Self::start_with(cassandra, SourceConfig { mode, ..config(cassandra, state) }, seen, acknowledge)
+    }
+
+    fn start_with(cassandra: &Cassandra, config: SourceConfig, seen: &Seen, acknowledge: usize) -> Self {
         let lifecycle = Lifecycle::new();
         let metrics = Arc::new(SourceMetrics::default());
         let (batches, mut received) = mpsc::channel::<ChannelBatch>(4);
@@ -298,4 +306,84 @@ async fn changes_of_the_schema_are_followed_in_the_log_and_remembered_through_re
     columns.dedup();
     let columns: Vec<_> = columns.iter().map(|(id, columns)| format!("{id}: {columns}")).collect();
     assert_eq!(columns, ["1: v Text", "2: v Text", "3: v Blob", "4: v Blob, w Int", "5: w Int", "6: w Int"]);
+}
+
+/// Its password, and that of its key, is [`KEYSTORE_PASSWORD`].
+const KEYSTORE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crates/commitlog/tests/golden/jceks-5.0.keystore");
+const KEYSTORE_PASSWORD: &str = "cassandra";
+
+fn encrypted(builder: CassandraBuilder) -> CassandraBuilder {
+    builder.setting(
+        "transparent_data_encryption_options",
+        &format!(
+            "{{enabled: true, chunk_length_kb: 64, cipher: AES/CBC/PKCS5Padding, key_alias: 'testing:1', \
+             key_provider: [{{class_name: org.apache.cassandra.security.JKSKeyProvider, parameters: [{{\
+             keystore: '{KEYSTORE}', keystore_password: {KEYSTORE_PASSWORD}, store_type: JCEKS, \
+             key_password: {KEYSTORE_PASSWORD}}}]}}]}}"
+        ),
+    )
+}
+
+fn keystore(path: &str, password: &str) -> KeystoreConfig {
+    KeystoreConfig { path: path.into(), password: Secret::new(password), key_password: None }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_log_is_captured_with_its_keystore_and_with_no_other() {
+    let (cassandra, session) = cassandra_with(encrypted).await;
+    let state = tempfile::tempdir().unwrap();
+    let with = |keystore| SourceConfig { keystore, ..config(&cassandra, state.path()) };
+    let mut written = insert(&session, "t", 0..500, 2000).await;
+    let mut segments = std::fs::read_dir(cassandra.node(0).cdc_raw_dir()).unwrap();
+    assert!(segments.any(|file| {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        bytes.windows(11).take(500).any(|part| part == b"encKeyAlias")
+    }));
+
+    for (keystore, said) in [
+        (None, "source.keystore is not set, but this node encrypts its commit log"),
+        (
+            Some(keystore(KEYSTORE, "hunter2")),
+            "source.keystore cannot be used: the keystore does not open: its password",
+        ),
+        (
+            Some(keystore("/nowhere", "hunter2")),
+            "source.keystore cannot be used: cannot read keystore /nowhere: No such",
+        ),
+    ] {
+        let (batches, _received) = mpsc::channel(1);
+        let outlet = Outlet::Channel(ChannelOutlet { batches, durable: watch::channel(0).1 });
+        let node = CassandraConfig::new(cassandra.node(0).address());
+        let agent = cdc_source::run(with(keystore), node, outlet, Arc::default(), Lifecycle::new());
+        let error = tokio::time::timeout(PATIENCE, agent).await.unwrap().unwrap_err();
+        let text = format!("{:#}", anyhow::Error::from(error));
+        assert!(text.starts_with(said) && !text.contains("hunter2"), "{text}");
+    }
+
+    let seen = Seen::default();
+    // That the key has another password shows at the first segment. Nothing is passed over.
+    let right = keystore(KEYSTORE, KEYSTORE_PASSWORD);
+    let other_key = KeystoreConfig { key_password: Some(Secret::new("hunter2")), ..right.clone() };
+    let agent = Agent::start_with(&cassandra, with(Some(other_key)), &seen, usize::MAX);
+    tokio::time::timeout(PATIENCE, agent.lifecycle.soft().cancelled()).await.unwrap();
+    assert_eq!(agent.lifecycle.finish(Duration::from_secs(10)).await, Exit::Failure);
+    assert!(seen.0.lock().unwrap().is_empty());
+
+    let start = || Agent::start_with(&cassandra, with(Some(right.clone())), &seen, usize::MAX);
+    let agent = start();
+    written.extend(insert(&session, "t", 500..3000, 2000).await);
+    until_seen(&seen, "t", &written).await;
+    until("segments are deleted", || agent.status().deleted_segments >= 2).await;
+    until("everything is durable", || agent.status().idle).await;
+    let status = agent.status();
+    // There is nothing to read until Cassandra syncs.
+    assert_eq!(status.mode, Some(CaptureMode::Durable));
+    assert_eq!((status.quarantined_entries, status.damaged_segments, status.lost_segments), (0, 0, 0));
+    // Written while no agent runs; the next one goes on in the middle of a segment.
+    agent.stop().await;
+    let unattended = insert(&session, "t", 3000..3500, 2000).await;
+    let agent = start();
+    until_seen(&seen, "t", &unattended).await;
+    assert_eq!(agent.status().quarantined_entries, 0);
+    agent.stop().await;
 }

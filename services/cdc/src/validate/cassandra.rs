@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cdc_cassandra::checks::{Wanted, node_faults, table_faults};
+use cdc_cassandra::checks::{Wanted, keystore_fault, node_faults, table_faults};
 use cdc_cassandra::{Cassandra, CassandraConfig, Settings};
 use cdc_source::SourceConfig;
 
@@ -18,6 +18,7 @@ pub(super) async fn check(config: &CassandraConfig, source: &SourceConfig) -> Ve
     match node.settings().await {
         Ok(settings) => {
             findings.extend(node_faults(&settings).into_iter().map(Finding::unavailable));
+            findings.extend(keystore_fault(&settings, source.keystore.is_some()).map(Finding::config));
             findings.extend(other_directory(&settings, &source.cdc_raw_directory));
         }
         Err(error) => findings.push(Finding::unavailable(chain(&error))),

@@ -1,12 +1,13 @@
-//! Folders of the agent.
+//! Folders and keystore of the agent.
 
 use std::io;
 use std::path::Path;
 
-use cdc_source::SourceConfig;
+use cdc_source::{KeystoreConfig, SourceConfig, SourceError};
 use rustix::fs::{Access, access};
 
 use super::Finding;
+use crate::role::chain;
 
 pub(super) fn check(source: &SourceConfig) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -25,6 +26,9 @@ pub(super) fn check(source: &SourceConfig) -> Vec<Finding> {
             state.display(),
             reason(&error)
         ));
+    }
+    if let Some(Err(error)) = source.keystore.as_ref().map(KeystoreConfig::open) {
+        findings.push(chain(&SourceError::from(error)));
     }
     findings.into_iter().map(Finding::config).collect()
 }
