@@ -3,11 +3,10 @@
 
 use std::fmt::Write as _;
 
-use bytes::Bytes;
 use cdc_commitlog::{Decoder, Format, SchemaHistory};
 use cdc_model::{
-    Bound, Cell, CellValue, Change, ChangeBody, ColumnState, ComplexState, CqlType, CqlValue, TableSchema, WriteTime,
-    compare_values,
+    Bound, Cell, CellValue, Change, ChangeBody, ColumnState, ComplexState, CqlType, CqlValue, TableSchema, ValueBytes,
+    WriteTime, compare_values,
 };
 
 use crate::{schema::Recording, support::provenance};
@@ -15,7 +14,7 @@ use crate::{schema::Recording, support::provenance};
 const T0: i64 = 1_700_000_000_000_000;
 
 /// Each change to the tables of the statements with the entry it was logged in, decoded with the schema in the log.
-fn recorded() -> Vec<(Bytes, Change)> {
+fn recorded() -> Vec<(bytes::Bytes, Change)> {
     let (mut decoder, mut history) = (Decoder::new(), SchemaHistory::new());
     let mut found = Vec::new();
     for (_, payload) in Recording::load("order", "5.0.5").segments.iter().flat_map(|(_, entries)| entries) {
@@ -92,7 +91,7 @@ fn types(ty: &CqlType) -> (&CqlType, &CqlType) {
 }
 
 /// As Cassandra orders them.
-fn in_order<'a>(ty: &CqlType, complex: &'a ComplexState) -> Vec<&'a (Bytes, Cell)> {
+fn in_order<'a>(ty: &CqlType, complex: &'a ComplexState) -> Vec<&'a (ValueBytes, Cell)> {
     let mut cells: Vec<_> = complex.cells.iter().collect();
     cells.sort_by(|a, b| compare_values(types(ty).0, &a.0, &b.0));
     cells
@@ -100,7 +99,7 @@ fn in_order<'a>(ty: &CqlType, complex: &'a ComplexState) -> Vec<&'a (Bytes, Cell
 
 fn complex(ty: &CqlType, complex: &ComplexState) -> String {
     let (path_type, value_type) = types(ty);
-    let element = |(path, state): &(Bytes, Cell)| match ty {
+    let element = |(path, state): &(ValueBytes, Cell)| match ty {
         CqlType::List { .. } => cell(value_type, state),
         CqlType::Set { .. } => format!("{}{}", show(path_type, path), time(state.time)),
         _ => format!("{}:{}", show(path_type, path), cell(value_type, state)),
@@ -112,7 +111,7 @@ fn complex(ty: &CqlType, complex: &ComplexState) -> String {
 
 fn line(change: &Change) -> String {
     let table = &change.table;
-    let clustering = |values: &[Bytes]| {
+    let clustering = |values: &[ValueBytes]| {
         let values = table.clustering.iter().zip(values).map(|(column, value)| show(&column.ty, value));
         values.collect::<Vec<_>>().join(",")
     };
@@ -213,7 +212,7 @@ fn cells_are_logged_in_the_order_that_values_are_compared_in() {
         }
         // A cell is its flags, its path and, in a map, its value; one follows the other.
         let short = |bytes: &[u8]| [&[u8::try_from(bytes.len()).unwrap()], bytes].concat();
-        let logged = |(path, cell): &&(Bytes, Cell)| match &cell.value {
+        let logged = |(path, cell): &&(ValueBytes, Cell)| match &cell.value {
             CellValue::Live(value) if value.is_empty() => [&[0x0c][..], &short(path)].concat(),
             CellValue::Live(value) => [&[0x08][..], &short(path), &short(value)].concat(),
             other => panic!("{other:?}"),
