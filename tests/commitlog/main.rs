@@ -8,6 +8,7 @@
 #![expect(clippy::print_stdout, reason = "seeds")]
 
 mod compare;
+mod merge;
 mod node;
 
 use node::{Combination, Disk};
@@ -17,10 +18,10 @@ const COMPRESSORS: [&str; 4] = ["LZ4Compressor", "SnappyCompressor", "DeflateCom
 /// Run every time: more of them on each node cost little beside its start.
 const FIXED_SEEDS: [u64; 2] = [1, 2];
 
-fn seeds() -> Vec<u64> {
+fn seeds(fixed: &[u64]) -> Vec<u64> {
     match std::env::var("CDC_SEED") {
         Ok(seeds) => seeds.split(',').map(|seed| seed.trim().parse().unwrap()).collect(),
-        Err(_) => FIXED_SEEDS.to_vec(),
+        Err(_) => fixed.to_vec(),
     }
 }
 
@@ -42,7 +43,7 @@ fn combinations(release: usize, seed: u64) -> Vec<Combination> {
 }
 
 fn assert_equal(release: usize) {
-    let seeds = seeds();
+    let seeds = seeds(&FIXED_SEEDS);
     for combination in combinations(release, *seeds.last().unwrap()) {
         println!("{combination:?}, seeds {seeds:?}");
         compare::assert_equal(&combination, &seeds);

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::Context as _;
 use cdc_testkit::{Cassandra, cassandra_reader};
-use cdc_workload::every_change::{self, EveryChange, Options};
+use cdc_workload::every_change::{self, EveryChange, Options, Variety};
 use tokio::runtime::Runtime;
 
 /// How a node writes its commit log.
@@ -122,6 +122,7 @@ impl Written {
             longest_ttl: if combination.disk == Disk::Direct { 630_720_000 } else { 300_000_000 },
             earliest_write: if combination.disk == Disk::Direct { 0 } else { i64::MIN + 1 },
             longest_blob: LONGEST_BLOB,
+            variety: Variety::Great,
         };
         let mut changes: Vec<_> = seeds.iter().map(options).map(EveryChange::new).collect();
         let mark = async |phase: i32| {

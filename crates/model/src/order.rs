@@ -120,7 +120,8 @@ fn compare_decimals((a, s): (&num_bigint::BigInt, i32), (b, t): (&num_bigint::Bi
     if a.sign() == Sign::Minus { order.reverse() } else { order }
 }
 
-/// Elementwise over i32-length-prefixed parts; a shorter run of equal parts sorts first, a null before a value.
+/// Elementwise over i32-length-prefixed parts; a null sorts before a value. A shorter run of equal parts sorts first, but
+/// of a tuple what is missing counts as null (`TupleType.compareCustom`).
 fn compare_parts<'t>(a: &[u8], b: &[u8], counted: bool, ty: impl Fn(usize) -> Option<&'t CqlType>) -> Ordering {
     let skip = if counted { 4 } else { 0 };
     let (mut a, mut b) = (a.get(skip..).unwrap_or_default(), b.get(skip..).unwrap_or_default());
@@ -131,6 +132,7 @@ fn compare_parts<'t>(a: &[u8], b: &[u8], counted: bool, ty: impl Fn(usize) -> Op
                 Some(ty) => compare_values(ty, left, right),
                 None => left.cmp(right),
             },
+            (left, right) if !counted => left.flatten().is_some().cmp(&right.flatten().is_some()),
             (left, right) => {
                 (left.is_some(), left.flatten().is_some()).cmp(&(right.is_some(), right.flatten().is_some()))
             }
@@ -183,6 +185,18 @@ mod tests {
         let high = of("50554d6e-29bb-11e5-8080-000000000000");
         assert_eq!(compare_values(&CqlType::Uuid, &low, &high), Ordering::Less);
         assert_eq!(compare_values(&CqlType::TimeUuid, &low, &high), Ordering::Greater);
+    }
+
+    #[test]
+    fn a_tuple_without_its_last_components_equals_one_that_has_them_null() {
+        let ty = CqlType::Tuple(vec![CqlType::Int, CqlType::Int]);
+        let one = [&4_i32.to_be_bytes()[..], &1_i32.to_be_bytes()].concat();
+        let [with_null, with_value] =
+            [&(-1_i32).to_be_bytes()[..], &[0, 0, 0, 0]].map(|second| [&one[..], second].concat());
+        assert_eq!(compare_values(&ty, &one, &with_null), Ordering::Equal);
+        assert_eq!(compare_values(&ty, &with_null, &one), Ordering::Equal);
+        assert_eq!(compare_values(&ty, &one, &with_value), Ordering::Less);
+        assert_eq!(compare_values(&ty, &with_value, &with_null), Ordering::Greater);
     }
 
     #[test]

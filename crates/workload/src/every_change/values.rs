@@ -2,13 +2,14 @@
 //! client library would tidy up is lost: extremes, empty values, numbers with needless leading bytes, short tuples.
 
 use num_bigint::BigInt;
-use rand::{RngExt as _, seq::IndexedRandom as _};
+use rand::{RngExt as _, SeedableRng as _, seq::IndexedRandom as _};
 use rand_chacha::ChaCha8Rng;
 use scylla::cluster::metadata::ColumnType;
 use scylla::serialize::SerializationError;
 use scylla::serialize::value::SerializeValue;
 use scylla::serialize::writers::{CellWriter, WrittenCellProof};
 
+use super::Variety;
 use super::types::{Native, Place, Type, Types};
 
 /// What a placeholder is bound to.
@@ -33,6 +34,8 @@ impl SerializeValue for Value {
     }
 }
 
+/// Of each type, where there is small variety.
+const FEW_VALUES: u64 = 4;
 const NANOSECONDS_OF_DAY: i64 = 86_400_000_000_000;
 /// The years 0000 and 9999 begin and end there; beyond, few programs write a date as one.
 const MILLISECONDS_AT_THE_EDGES: [i64; 8] = [
@@ -66,11 +69,23 @@ const TEXTS: [&str; 14] = [
 impl Types {
     /// Bytes of a value of the type; never more than a few hundred.
     pub(super) fn value(&self, ty: &Type, place: Place, rng: &mut ChaCha8Rng) -> Vec<u8> {
+        match self.variety {
+            Variety::Small { seed } if rng.random_bool(0.9) => {
+                let mut one_of_few = ChaCha8Rng::seed_from_u64(seed.wrapping_add(rng.random_range(0..FEW_VALUES)));
+                self.any_value(ty, place, &mut one_of_few)
+            }
+            Variety::Small { .. } | Variety::Great => self.any_value(ty, place, rng),
+        }
+    }
+
+    /// As [`Self::value`], however small the variety.
+    pub(super) fn any_value(&self, ty: &Type, place: Place, rng: &mut ChaCha8Rng) -> Vec<u8> {
         let few =
             |rng: &mut ChaCha8Rng| if place == Place::Column { rng.random_range(0..5) } else { rng.random_range(0..3) };
         match ty {
             Type::Native(native) => {
-                if native.may_be_empty() && rng.random_bool(0.03) {
+                let empty = if self.variety == Variety::Great { 0.03 } else { 0.1 };
+                if native.may_be_empty() && rng.random_bool(empty) {
                     return Vec::new();
                 }
                 self::native(*native, place, rng)
@@ -118,7 +133,9 @@ impl Types {
     /// added.
     fn parts<'a>(&self, types: impl ExactSizeIterator<Item = &'a Type>, place: Place, rng: &mut ChaCha8Rng) -> Vec<u8> {
         let count = types.len();
-        let present = if rng.random_bool(0.1) { rng.random_range(1..=count) } else { count };
+        // As keys, one with trailing NULL and one without it are equal.
+        let is_split = self.variety != Variety::Great && place == Place::Key;
+        let present = if !is_split && rng.random_bool(0.1) { rng.random_range(1..=count) } else { count };
         let mut bytes = Vec::new();
         for ty in types.take(present) {
             if rng.random_bool(0.15) {

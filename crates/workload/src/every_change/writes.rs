@@ -3,9 +3,13 @@
 use rand::{RngExt as _, seq::IndexedRandom as _, seq::SliceRandom as _};
 use rand_chacha::ChaCha8Rng;
 
+use super::Variety;
 use super::schema::{Column, Shape, Table};
 use super::types::{Native, Place, Type, Types, quote};
 use super::values::{Value, collection};
+
+/// Microseconds.
+const HOUR: i64 = 3_600_000_000;
 
 #[derive(Clone, Debug)]
 pub(super) struct Write {
@@ -22,6 +26,8 @@ pub(super) struct Writer<'a> {
     pub(super) earliest: i64,
     /// Microseconds.
     pub(super) now: i64,
+    /// As [`Self::now`] was in the beginning.
+    pub(super) begin: i64,
 }
 
 /// Where a write ends up, which decides what it may say.
@@ -41,7 +47,7 @@ impl Writer<'_> {
         context: Context,
         rng: &mut ChaCha8Rng,
     ) -> Write {
-        if table.shape == Shape::Counters {
+        if table.is_of_counters() {
             return match rng.random_range(0..10) {
                 0..8 => self.counter_update(table, partition, rng),
                 _ => self.delete(table, partition, context, rng),
@@ -200,12 +206,14 @@ impl Writer<'_> {
     }
 
     fn delete(&self, table: &mut Table, partition: &[Value], context: Context, rng: &mut ChaCha8Rng) -> Write {
-        let (using, used) =
-            if table.shape == Shape::Counters { Default::default() } else { self.using(context, false, rng) };
-        let columns = if table.shape == Shape::CompactDense { Vec::new() } else { self.deleted_columns(table, rng) };
+        let (using, used) = if table.is_of_counters() { Default::default() } else { self.using(context, false, rng) };
+        let columns = match table.shape {
+            Shape::CompactDense | Shape::CounterRows => Vec::new(),
+            _ => self.deleted_columns(table, rng),
+        };
         let has_ranges = !table.clustering.is_empty();
         let (relations, keys) = match rng.random_range(0..10) {
-            0..3 if !columns.is_empty() => {
+            kind if !columns.is_empty() && (kind < 3 || table.shape == Shape::CounterCells) => {
                 let is_static =
                     columns.iter().all(|column| table.statics.iter().any(|other| other.name == column.name));
                 let row = if is_static { Vec::new() } else { table.row(self.types, rng) };
@@ -328,16 +336,19 @@ impl Writer<'_> {
 
     fn using(&self, context: Context, with_ttl: bool, rng: &mut ChaCha8Rng) -> (String, Vec<Value>) {
         let (mut parts, mut values) = (Vec::new(), Vec::new());
-        if context != Context::Conditional && rng.random_bool(0.5) {
+        let timed = if self.types.variety == Variety::Great { 0.5 } else { 0.95 };
+        if context != Context::Conditional && rng.random_bool(timed) {
             parts.push("timestamp ?");
             values.push(Value::Bytes(self.write_time(rng).to_be_bytes().to_vec()));
         }
-        if with_ttl && rng.random_bool(0.2) {
+        let expiring = if self.types.variety == Variety::Great { 0.2 } else { 0.35 };
+        if with_ttl && rng.random_bool(expiring) {
             parts.push("ttl ?");
             let ttl = match rng.random_range(0..4) {
                 0 => 0,
                 1 => self.longest_ttl,
-                2 => rng.random_range(1..5),
+                2 => rng.random_range(1..4),
+                _ if self.types.variety != Variety::Great => 86_400 + rng.random_range(0..2),
                 _ => rng.random_range(1..self.longest_ttl),
             };
             values.push(Value::Bytes(ttl.to_be_bytes().to_vec()));
@@ -347,6 +358,11 @@ impl Writer<'_> {
 
     /// Mostly about now, with ties; any but the smallest number is one.
     fn write_time(&self, rng: &mut ChaCha8Rng) -> i64 {
+        if self.types.variety != Variety::Great && rng.random_bool(0.97) {
+            // What is written without a time of its own lies between them.
+            let times = [1_442_880_000_000_000 - 1, 1_442_880_000_000_000, self.begin - 1, self.begin + HOUR];
+            return times.choose(rng).expect("some") + rng.random_range(0..2);
+        }
         let time = match rng.random_range(0..16) {
             0 => i64::MIN + 1,
             1 => i64::MAX,
