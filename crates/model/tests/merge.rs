@@ -277,7 +277,7 @@ fn an_expired_marker_hides_one_that_stays_of_its_time() {
 
 /// One element of the column `c_tags`.
 fn element(path: &'static [u8], cell: Cell) -> RowState {
-    tags(ComplexState { deletion: None, cells: vec![(Bytes::from_static(path), cell)] })
+    tags(ComplexState { deletion: None, cells: vec![(path.into(), cell)] })
 }
 
 fn tags(state: ComplexState) -> RowState {
@@ -290,7 +290,7 @@ fn emptied(time: i64) -> RowState {
     tags(ComplexState { deletion: Some(deletion), cells: Vec::new() })
 }
 
-fn paths(row: &RowState) -> Vec<Bytes> {
+fn paths(row: &RowState) -> Vec<ValueBytes> {
     let columns = row.visible(LocalTime(50)).unwrap_or_default();
     let of = |(_, column)| if let VisibleColumn::Complex(elements) = column { elements } else { Vec::new() };
     columns.into_iter().flat_map(of).map(|(path, _)| path).collect()
@@ -308,6 +308,7 @@ fn overwriting_a_collection_leaves_elements_of_its_own_time() {
         (element(b"a", Cell::tombstone(WriteTime(10), LocalTime(5))), &[]),
         (element(b"a", until(40, b"2")), &[]),
     ] {
+        let left: Vec<ValueBytes> = left.iter().map(|path| (*path).into()).collect();
         assert_eq!(paths(&overwritten.clone().merge(other.clone())), left);
         assert_eq!(paths(&other.merge(overwritten.clone())), left);
     }

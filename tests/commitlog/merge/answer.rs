@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use cdc_model::{Change, ColumnId, CqlType, LocalTime, TableSchema, VisibleColumn, compare_values};
+use cdc_model::{Change, ColumnId, CqlType, LocalTime, TableSchema, ValueBytes, VisibleColumn, compare_values};
 use cdc_workload::every_change::{Session, select};
 
 use super::SOON;
@@ -107,12 +107,12 @@ fn serialised(table: &TableSchema, (id, column): (ColumnId, VisibleColumn)) -> (
     (name.clone(), value)
 }
 
-fn parts<'a>(count: &[u8], parts: impl Iterator<Item = Option<&'a Bytes>>) -> Vec<u8> {
+fn parts<'a>(count: &[u8], parts: impl Iterator<Item = Option<&'a ValueBytes>>) -> Vec<u8> {
     let mut out = count.to_vec();
     for part in parts {
         let length = part.map_or(-1, |part| i32::try_from(part.len()).expect("short parts"));
         out.extend(length.to_be_bytes());
-        out.extend(part.into_iter().flatten());
+        out.extend_from_slice(part.map_or(&[], |part| part));
     }
     out
 }

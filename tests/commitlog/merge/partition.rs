@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use cdc_model::{
     Cell, CellValue, Change, ChangeBody, Clustering, ColumnId, ColumnState, LocalTime, PartitionTombstones, RowState,
-    TableSchema, WriteTime,
+    TableSchema, ValueBytes, WriteTime,
 };
 use rand::{RngExt as _, seq::SliceRandom as _};
 use rand_chacha::ChaCha8Rng;
@@ -84,12 +84,12 @@ pub(super) fn expiries(change: &Change) -> impl Iterator<Item = LocalTime> {
 }
 
 /// Column and, of a collection, path.
-type Place = (ColumnId, Bytes);
+type Place = (ColumnId, ValueBytes);
 
 fn cells(row: &RowState) -> impl Iterator<Item = (Place, &Cell)> {
     row.columns.iter().flat_map(|(id, state)| {
         let cells: Vec<_> = match state {
-            ColumnState::Simple(cell) => vec![((*id, Bytes::new()), cell)],
+            ColumnState::Simple(cell) => vec![((*id, ValueBytes::EMPTY), cell)],
             ColumnState::Complex(complex) => {
                 complex.cells.iter().map(|(path, cell)| ((*id, path.clone()), cell)).collect()
             }
