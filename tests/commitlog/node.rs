@@ -123,6 +123,7 @@ impl Written {
             earliest_write: if combination.disk == Disk::Direct { 0 } else { i64::MIN + 1 },
             longest_blob: LONGEST_BLOB,
             variety: Variety::Great,
+            representable: false,
         };
         let mut changes: Vec<_> = seeds.iter().map(options).map(EveryChange::new).collect();
         let mark = async |phase: i32| {

@@ -12,12 +12,13 @@
 mod answer;
 mod log;
 mod partition;
+mod target;
 mod ties;
 
 use std::collections::BTreeMap;
 
 use cdc_testkit::Cassandra;
-use cdc_workload::every_change::{self, EveryChange, Options, Variety};
+use cdc_workload::every_change::{self, EveryChange, Options, Session, Variety};
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 use tokio::runtime::Runtime;
@@ -57,24 +58,35 @@ fn is_new_format(seed: u64) -> bool {
     seed % 2 == 1
 }
 
+/// What a seed makes a node write, which writes in the format of `last`.
+fn options(seed: u64, last: u64) -> Options {
+    Options {
+        seed,
+        keyspace: keyspace(seed),
+        vectors: true,
+        longest_ttl: if is_new_format(last) { 630_720_000 } else { 300_000_000 },
+        earliest_write: if is_new_format(last) { 0 } else { i64::MIN + 1 },
+        longest_blob: 100,
+        variety: Variety::Small { seed },
+        representable: false,
+    }
+}
+
+async fn write(session: &Session, options: Options, operations: usize) -> anyhow::Result<EveryChange> {
+    let seed = options.seed;
+    let mut changes = EveryChange::new(options);
+    changes.create(session).await?;
+    let refused = changes.write(session, operations).await?;
+    anyhow::ensure!(refused < operations / 10, "seed {seed}: {refused} writes refused");
+    Ok(changes)
+}
+
 /// Tells how often it met what it is about.
 async fn compare(cassandra: &Cassandra, seeds: &[u64], last: u64) -> anyhow::Result<BTreeMap<&'static str, usize>> {
     let session = every_change::connect(&cassandra.contact_points()).await?;
     let mut written = Vec::new();
     for seed in seeds {
-        let mut changes = EveryChange::new(Options {
-            seed: *seed,
-            keyspace: keyspace(*seed),
-            vectors: true,
-            longest_ttl: if is_new_format(last) { 630_720_000 } else { 300_000_000 },
-            earliest_write: if is_new_format(last) { 0 } else { i64::MIN + 1 },
-            longest_blob: 100,
-            variety: Variety::Small { seed: *seed },
-        });
-        changes.create(&session).await?;
-        let refused = changes.write(&session, OPERATIONS).await?;
-        anyhow::ensure!(refused < OPERATIONS / 10, "seed {seed}: {refused} writes refused");
-        written.push((*seed, changes));
+        written.push((*seed, write(&session, options(*seed, last), OPERATIONS).await?));
     }
     let logged = log::changes(&cassandra.node(0).cdc_raw_dir(), "meeting_")?;
     let mut met = BTreeMap::new();

@@ -7,8 +7,8 @@ use std::{cell::RefCell, io::Write as _, os::fd::AsRawFd as _, sync::OnceLock};
 
 use bytes::Bytes;
 use cdc_commitlog::{
-    Damage, Decoder, Fence, Format, ReadError, ReadLimit, ReadOptions, ReadOutcome, SchemaFile, SchemaHistory,
-    SegmentFile, SegmentReader,
+    Damage, DamageKind, Decoder, Fence, Format, ReadError, ReadLimit, ReadOptions, ReadOutcome, SchemaFile,
+    SchemaHistory, SegmentFile, SegmentReader,
 };
 use cdc_model::{
     Change, ChangeBody, ColumnState, CqlType, CqlValue, LocalTime, SegmentId, UdtResolver, compare_values, decode_row,
@@ -177,8 +177,13 @@ pub(crate) fn segment(data: &[u8]) {
             let at = whole.entries[index].0;
             let rest = read(&image, at, limit).expect("the header is the same");
             let left = &whole.entries[index + 1..];
-            if whole.end.is_err() {
-                // Where a marker points is covered by no CRC: who did not read up to it cannot tell that it is wrong.
+            // Where a marker points is covered by no CRC: who did not read up to it cannot tell that it is wrong, and
+            // who did believes it more than an entry that goes beyond.
+            let mut cuts = whole.damage.iter().filter(|damage| damage.kind == DamageKind::Size);
+            if let Some(cut) = cuts.find(|cut| rest.entries.iter().any(|entry| starts_at(entry, cut.at.offset))) {
+                let before = left.partition_point(|(end, _)| *end <= cut.at.offset);
+                assert!(rest.entries.starts_with(&left[..before]), "on from {at}, {fence:?} {finished}");
+            } else if whole.end.is_err() {
                 assert!(rest.entries.starts_with(left), "on from {at}, {fence:?} {finished}");
             } else {
                 assert_eq!(left, rest.entries, "on from {at}, {fence:?} {finished}");
@@ -186,6 +191,10 @@ pub(crate) fn segment(data: &[u8]) {
             }
         }
     }
+}
+
+fn starts_at((end, payload): &(u64, Bytes), offset: u64) -> bool {
+    *end == offset + payload.len() as u64 + 12
 }
 
 const COMPRESSORS: [&str; 5] =
@@ -539,6 +548,20 @@ mod tests {
         let rest = [&entry[..], &size_damaged, &[0xff; 4], &[0; 4], &[1; 20]];
         let next = u32::try_from(28 + entry.len() + size_damaged.len()).unwrap();
         segment(&behind_torn_marker(next, &rest));
+    }
+
+    /// Two entries of which the first is damaged, so that the marker is looked at, which points into the second.
+    #[test]
+    fn a_marker_that_points_into_an_entry_is_believed_by_who_looks_at_it() {
+        let (first, second) = (crate::support::entry(&[7; 20]), crate::support::entry(&[8; 20]));
+        let descriptor = crate::support::header(8, 1, "{}");
+        let at = u32::try_from(descriptor.len()).unwrap();
+        let next = at + 8 + 3 * 32 - 1;
+        let marker = [&next.to_be_bytes()[..], &crc(&[&1u64.to_be_bytes()[4..], &[0; 4], &at.to_be_bytes()])].concat();
+        let mut damaged = first.clone();
+        damaged[10] ^= 1;
+        let rest = [&marker[..], &damaged, &first, &second, &[0; 16]].concat();
+        segment(&[&[0][..], &descriptor, &rest].concat());
     }
 
     #[test]

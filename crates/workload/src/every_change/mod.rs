@@ -5,6 +5,7 @@
 
 mod alterations;
 mod answer;
+mod representable;
 mod schema;
 mod types;
 mod values;
@@ -43,6 +44,8 @@ pub struct Options {
     /// Bytes; a mutation may have half a segment.
     pub longest_blob: usize,
     pub variety: Variety,
+    /// Only values PostgreSQL can hold.
+    pub representable: bool,
 }
 
 /// How much of what is written differs: keys, values and write times.
@@ -177,7 +180,7 @@ enum Operation {
 impl EveryChange {
     pub fn new(options: Options) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-        let types = Types::random_udts(&mut rng, options.vectors, options.variety);
+        let types = Types::random_udts(&mut rng, &options);
         let tables = match options.variety {
             Variety::Great => Self::tables(&types, &mut rng),
             Variety::Small { .. } => Self::meeting_tables(&types, &mut rng),
@@ -394,7 +397,16 @@ mod tests {
         let keyspace = "k".to_owned();
         let earliest_write = i64::MIN + 1;
         let (longest_ttl, longest_blob) = (9, 9);
-        let options = Options { seed, keyspace, vectors: true, longest_ttl, earliest_write, longest_blob, variety };
+        let options = Options {
+            seed,
+            keyspace,
+            vectors: true,
+            longest_ttl,
+            earliest_write,
+            longest_blob,
+            variety,
+            representable: false,
+        };
         let mut changes = EveryChange::new(options);
         (changes.clock, changes.begin) = (0, 0);
         let mut lines = changes.schema();

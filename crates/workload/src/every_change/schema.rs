@@ -3,9 +3,9 @@
 use rand::{RngExt as _, seq::IndexedRandom as _, seq::SliceRandom as _};
 use rand_chacha::ChaCha8Rng;
 
-use super::Variety;
 use super::types::{Native, Place, Type, Types, Udt, quote};
 use super::values::Value;
+use super::{Options, Variety};
 
 #[derive(Clone, Debug)]
 pub(super) struct Column {
@@ -63,8 +63,9 @@ const MANY_CLUSTERING_COLUMNS: usize = 35;
 const WIDE: std::ops::RangeInclusive<usize> = 63..=130;
 
 impl Types {
-    pub(super) fn random_udts(rng: &mut ChaCha8Rng, vectors: bool, variety: Variety) -> Self {
-        let mut types = Self { udts: Vec::new(), vectors, variety };
+    pub(super) fn random_udts(rng: &mut ChaCha8Rng, options: &Options) -> Self {
+        let Options { vectors, variety, representable, .. } = *options;
+        let mut types = Self { udts: Vec::new(), vectors, variety, representable };
         for index in 0..4 {
             let place = if index == 0 { Place::Key } else { Place::Element };
             let created = rng.random_range(1..5);

@@ -136,6 +136,7 @@ pub(super) struct Types {
     pub(super) udts: Vec<Udt>,
     pub(super) vectors: bool,
     pub(super) variety: Variety,
+    pub(super) representable: bool,
 }
 
 impl Types {

@@ -9,8 +9,8 @@ use scylla::serialize::SerializationError;
 use scylla::serialize::value::SerializeValue;
 use scylla::serialize::writers::{CellWriter, WrittenCellProof};
 
-use super::Variety;
 use super::types::{Native, Place, Type, Types};
+use super::{Variety, representable};
 
 /// What a placeholder is bound to.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -83,28 +83,31 @@ impl Types {
         let few =
             |rng: &mut ChaCha8Rng| if place == Place::Column { rng.random_range(0..5) } else { rng.random_range(0..3) };
         match ty {
-            Type::Native(native) => {
+            Type::Native(native) => loop {
                 let empty = if self.variety == Variety::Great { 0.03 } else { 0.1 };
-                if native.may_be_empty() && rng.random_bool(empty) {
-                    return Vec::new();
+                let is_empty = native.may_be_empty() && rng.random_bool(empty);
+                let value = if is_empty { Vec::new() } else { self::native(*native, place, rng) };
+                if !self.representable || representable::holds(*native, place, &value) {
+                    return value;
                 }
-                self::native(*native, place, rng)
-            }
+            },
             Type::Counter => big_int(rng).to_be_bytes().to_vec(),
             Type::List { element, .. } => {
                 let count = few(rng);
                 collection(count, (0..count).map(|_| self.item(element, inner(place), rng)).collect())
             }
             Type::Set { element, .. } => {
-                let count = few(rng);
-                collection(count, (0..count).map(|_| self.item(element, Place::Key, rng)).collect())
+                let mut items: Vec<_> = (0..few(rng)).map(|_| self.item(element, Place::Key, rng)).collect();
+                self.as_a_set(&mut items);
+                collection(items.len(), items)
             }
             Type::Map { key, value, .. } => {
-                let count = few(rng);
-                let entries = (0..count)
-                    .flat_map(|_| [self.item(key, Place::Key, rng), self.item(value, inner(place), rng)])
+                let mut entries: Vec<_> = (0..few(rng))
+                    .map(|_| [self.item(key, Place::Key, rng), self.item(value, inner(place), rng)])
                     .collect();
-                collection(count, entries)
+                self.as_a_set(&mut entries);
+                entries.dedup_by(|a, b| self.representable && a[0] == b[0]);
+                collection(entries.len(), entries.into_iter().flatten().collect())
             }
             Type::Tuple(parts) => self.parts(parts.iter(), place, rng),
             Type::Udt { udt, .. } => {
@@ -114,6 +117,15 @@ impl Types {
                 self.parts(udt.fields[..known].iter().map(|(_, ty)| ty), place, rng)
             }
             Type::Vector { element, dimension } => self.vector(element, *dimension, place, rng),
+        }
+    }
+
+    /// Cassandra keeps any order, and what is there twice, within a frozen type; PostgreSQL does not in every place, nor
+    /// does what compares the two.
+    fn as_a_set<T: Ord>(&self, items: &mut Vec<T>) {
+        if self.representable {
+            items.sort();
+            items.dedup();
         }
     }
 
@@ -150,7 +162,11 @@ impl Types {
     fn vector(&self, element: &Type, dimension: usize, place: Place, rng: &mut ChaCha8Rng) -> Vec<u8> {
         let mut bytes = Vec::new();
         for _ in 0..dimension {
-            let value = self.item(element, inner(place), rng);
+            let mut value = self.item(element, inner(place), rng);
+            // The driver (1.7) takes an empty element for none.
+            while self.representable && value.is_empty() {
+                value = self.item(element, inner(place), rng);
+            }
             if !element.has_fixed_length() {
                 unsigned_vint(&mut bytes, value.len() as u64);
             }

@@ -42,7 +42,8 @@ pub(super) async fn rows(client: &Client, table: &str, key: &[Column], columns: 
             let value = value.with_context(|| described_as(table, column))?;
             cells.push(value.filter(|value| !column.multi_cell || !canonical::is_empty(value)).map(Into::into));
         }
-        out.insert(name.join(" ").into(), cells);
+        let twice = out.insert(name.join(" ").into(), cells);
+        anyhow::ensure!(twice.is_none(), "two keys of public.{table} look alike to the oracle");
     }
     Ok(out)
 }

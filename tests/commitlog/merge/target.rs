@@ -1,0 +1,129 @@
+//! PostgreSQL shows what Cassandra answers, whatever the order of delivery.
+//!
+//! What a real node logged is shuffled, part of it repeated, cut into batches and applied by several writers at a time,
+//! while PostgreSQL is killed and comes back; a batch that failed is applied again, as the sink does. Then both stores
+//! are read by `cdc_workload::oracle`, which shares nothing with what applies, and compared cell by cell.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use cdc_model::{Change, LocalTime};
+use cdc_postgres::{Disposition, PostgresConfig, Target};
+use cdc_runtime::Secret;
+use cdc_testkit::Postgres;
+use cdc_workload::{every_change, oracle};
+use rand::{RngExt as _, SeedableRng as _, seq::SliceRandom as _};
+use rand_chacha::ChaCha8Rng;
+use tokio::runtime::Runtime;
+
+use super::log::Logged;
+use super::{answer, every_change::Session, keyspace, log, node, options, write};
+
+const FIXED_SEEDS: std::ops::RangeInclusive<u64> = 1..=20;
+const OPERATIONS: usize = 250;
+const WRITERS: usize = 4;
+const LARGEST_BATCH: usize = 120;
+/// PostgreSQL dies under the writers at each seed that it divides.
+const KILLED_EVERY: u64 = 5;
+const STUCK: Duration = Duration::from_secs(120);
+
+#[test]
+fn what_is_delivered_in_any_order_and_repeatedly_is_in_postgres_what_cassandra_answers() {
+    let seeds = crate::seeds(&FIXED_SEEDS.collect::<Vec<_>>());
+    let last = seeds.last().copied().unwrap_or_default();
+    let (cassandra, postgres) = (node(last), Postgres::start().unwrap());
+    let compared = Runtime::new().unwrap().block_on(async {
+        let session = every_change::connect(&cassandra.contact_points()).await?;
+        for seed in &seeds {
+            let options = every_change::Options { representable: true, ..options(*seed, last) };
+            write(&session, options, OPERATIONS).await?;
+        }
+        let logged = log::changes(&cassandra.node(0).cdc_raw_dir(), "meeting_")?;
+        let (mut rows, mut differences) = (0, 0);
+        for seed in &seeds {
+            let report = compare(&session, &postgres, &logged, *seed).await.with_context(|| format!("seed {seed}"))?;
+            if report.differences() > 0 {
+                println!("CDC_SEED={seed}\n{report}");
+            }
+            rows += report.rows();
+            differences += report.differences();
+        }
+        ensure!(differences == 0, "{differences} rows differ, seeds {seeds:?}");
+        Ok(rows)
+    });
+    let rows = compared.inspect_err(|_| (cassandra.keep(), postgres.keep()).1).unwrap();
+    println!("{rows} rows of seeds {seeds:?} are equal");
+    assert!(rows >= 20 * seeds.len(), "too little was compared");
+}
+
+async fn compare(session: &Session, postgres: &Postgres, logged: &Logged, seed: u64) -> anyhow::Result<oracle::Report> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let of_seed = || logged.iter().filter(|(table, _)| table.keyspace == keyspace(seed));
+    let mut changes: Vec<Change> =
+        of_seed().flat_map(|(_, partitions)| partitions.values().flatten().cloned()).collect();
+    for _ in 0..changes.len() / 3 {
+        changes.push(changes[rng.random_range(0..changes.len())].clone());
+    }
+    changes.shuffle(&mut rng);
+
+    let database = format!("seed_{seed}");
+    let (admin, connection) = tokio_postgres::connect(&postgres.url(), tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    admin.batch_execute(&format!("create database {database}")).await?;
+    drop(admin);
+    let target = Target::connect(&config(postgres, &database)?).await?;
+    let mut writers = tokio::task::JoinSet::new();
+    let share = changes.len().div_ceil(WRITERS);
+    for share in changes.chunks(share) {
+        let (target, mut rest, mut rng) = (target.clone(), share.to_vec(), ChaCha8Rng::seed_from_u64(rng.random()));
+        writers.spawn(async move {
+            let mut quarantined = 0;
+            while !rest.is_empty() {
+                let batch = rest.split_off(rest.len() - rng.random_range(1..=LARGEST_BATCH.min(rest.len())));
+                quarantined += apply(&target, &batch).await?;
+            }
+            anyhow::Ok(quarantined)
+        });
+    }
+    if seed.is_multiple_of(KILLED_EVERY) {
+        postgres.kill()?;
+        postgres.restart()?;
+    }
+    while let Some(quarantined) = writers.join_next().await {
+        ensure!(quarantined?? == 0, "PostgreSQL does not hold what it should, see _cdc.quarantine of {database}");
+    }
+
+    // What expires is gone when Cassandra is asked.
+    for (table, partitions) in of_seed() {
+        let (_, now) = answer::ask(session, table, partitions.values().flatten()).await?;
+        while target.sweep_expired(LocalTime(now.0)).await? > 0 {}
+    }
+    let (client, connection) = tokio_postgres::connect(&postgres.url_of(&database), tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    let tables: Vec<&str> = of_seed().map(|(table, _)| table.name.as_str()).collect();
+    oracle::compare(session, &client, &keyspace(seed), &tables).await
+}
+
+/// Again and again while PostgreSQL is away. Tells how much it does not hold.
+async fn apply(target: &Target, batch: &[Change]) -> anyhow::Result<usize> {
+    let again = async {
+        loop {
+            match target.apply(batch.to_vec(), &[]).await {
+                Ok(applied) => return Ok(applied.quarantined),
+                Err(error) if error.disposition() == Disposition::Retry => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    };
+    tokio::time::timeout(STUCK, again).await.context("PostgreSQL did not come back")?
+}
+
+fn config(postgres: &Postgres, database: &str) -> anyhow::Result<PostgresConfig> {
+    let address = postgres.address();
+    let mut config = PostgresConfig::new(address.ip().to_string(), address.port(), database, "postgres");
+    let url = postgres.url();
+    config.password = Some(Secret::new(url.split(['@', ':']).nth(2).context("a password stands between : and @")?));
+    Ok(config)
+}
