@@ -4,6 +4,7 @@
 //! ([`ValueBytes`]) from capture to the target, because Cassandra's rules compare bytes;
 //! [`CqlValue`] decodes them where a person or PostgreSQL needs them.
 
+mod canonical;
 mod cell;
 mod change;
 mod clustering;
@@ -18,6 +19,7 @@ mod tombstones;
 mod value;
 mod value_bytes;
 
+pub use canonical::canonical_value;
 pub use cell::{Cell, CellValue, DeletionTime, Liveness, LocalTime, WriteTime};
 pub use change::{Change, ChangeBody, Provenance};
 pub use clustering::Clustering;

@@ -14,7 +14,6 @@ pub fn compare_values(ty: &CqlType, a: &[u8], b: &[u8]) -> Ordering {
         CqlType::Ascii
         | CqlType::Text
         | CqlType::Blob
-        | CqlType::Boolean
         | CqlType::Date
         | CqlType::Inet
         | CqlType::Duration
@@ -24,6 +23,8 @@ pub fn compare_values(ty: &CqlType, a: &[u8], b: &[u8]) -> Ordering {
         CqlType::TinyInt | CqlType::SmallInt | CqlType::Int | CqlType::BigInt | CqlType::Time | CqlType::Timestamp => {
             compare_signed(a, b)
         }
+        // Whatever is not 0 is true.
+        CqlType::Boolean => a.iter().any(|byte| *byte != 0).cmp(&b.iter().any(|byte| *byte != 0)),
         CqlType::TimeUuid => compare_time_uuids(a, b),
         CqlType::Uuid => match (version(a), version(b)) {
             // What has the same time is ordered as unsigned bytes here, as signed ones there (CASSANDRA-8730).

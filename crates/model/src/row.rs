@@ -1,8 +1,11 @@
 //! The merge: a row's state is everything known of it, deletions included, and joining two states is the same
 //! whatever the order, the grouping or the number of repetitions (`db/rows/Row.Merger`, `db/rows/BTreeRow.java`).
 
+use std::borrow::Cow;
+
 use crate::{
-    Cell, CellValue, ColumnId, DeletionTime, Liveness, LocalTime, ValueBytes, WriteTime,
+    Cell, CellValue, ColumnId, CqlType, DeletionTime, Liveness, LocalTime, ValueBytes, WriteTime,
+    canonical::canonical_value,
     cell::{counter_total, newest},
 };
 
@@ -172,6 +175,25 @@ impl ColumnState {
 }
 
 impl ComplexState {
+    /// Elements that Cassandra takes for one are one, under the [`canonical_value`] of their paths.
+    #[must_use]
+    pub fn with_canonical_paths(mut self, path: &CqlType) -> Self {
+        for (bytes, _) in &mut self.cells {
+            if let Cow::Owned(canonical) = canonical_value(path, bytes) {
+                *bytes = canonical.into();
+            }
+        }
+        self.cells.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let mut cells: Vec<(ValueBytes, Cell)> = Vec::with_capacity(self.cells.len());
+        for (path, cell) in self.cells {
+            match cells.last_mut().filter(|(last, _)| *last == path) {
+                Some((_, last)) => *last = last.clone().merge(cell),
+                None => cells.push((path, cell)),
+            }
+        }
+        Self { cells, ..self }
+    }
+
     fn merge(self, other: Self) -> Self {
         let deletion = newest(self.deletion, other.deletion);
         let mut cells = merge_sorted(self.cells, other.cells, Cell::merge);

@@ -63,15 +63,17 @@
 //! `_cdc.quarantine`, complete but for no value in its message; all other rows go on. Two partitions whose keys are
 //! equal in PostgreSQL though not in Cassandra (`decimal` 1.5 and 1.50) collide: the second is quarantined.
 
-use std::{fmt::Write, sync::Arc};
+use std::{collections::HashMap, fmt::Write, sync::Arc};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use cdc_model::{Clustering, ColumnId, ColumnKind, CqlType, TableSchema, ValueBytes};
+use cdc_model::{
+    Clustering, ColumnId, ColumnKind, ColumnState, CqlType, RowState, TableSchema, ValueBytes, canonical_value,
+};
 use tokio_postgres::types::Type;
 
 use crate::{
     PostgresConfig, TargetError,
-    value::{Unrepresentable, canonical_decimal, encode_key, is_reversible, pg_type, sql_name},
+    value::{Unrepresentable, encode_key, is_reversible, pg_type, sql_name},
 };
 
 /// Bytes of an identifier (`NAMEDATALEN` less one), beyond which PostgreSQL cuts silently.
@@ -118,6 +120,10 @@ pub(crate) struct Layout {
     pub(crate) statics: Option<Relation>,
     /// Quoted name of the view over both.
     pub(crate) view: String,
+    /// Clustering keys of other bytes may be the same row to Cassandra.
+    has_equal_keys: bool,
+    /// Of collections whose elements or keys of other bytes may be the same to it, their type.
+    equal_paths: HashMap<ColumnId, CqlType>,
 }
 
 /// One target table, and the statements on it.
@@ -167,7 +173,15 @@ impl Layout {
             });
         }
         let has_statics = schema.live_columns(ColumnKind::Static).next().is_some();
+        let path = |(id, column): (u16, &cdc_model::Column)| match &column.ty {
+            CqlType::Set { element: path, frozen: false } | CqlType::Map { key: path, frozen: false, .. } => {
+                path.has_equal_forms().then(|| (ColumnId(id), path.as_ref().clone()))
+            }
+            _ => None,
+        };
         Ok(Self {
+            has_equal_keys: schema.clustering.iter().any(|column| column.ty.has_equal_forms()),
+            equal_paths: (0u16..).zip(&schema.columns).filter_map(path).collect(),
             rows: Relation::new(config, &schema, ColumnKind::Regular, &bare),
             statics: has_statics.then(|| Relation::new(config, &schema, ColumnKind::Static, &longest)),
             view: format!("{}.{}", quote(&config.schema), quote(&format!("{bare}__all"))),
@@ -187,14 +201,25 @@ impl Layout {
         *self.schema == *other || self.schema.columns.len() > other.columns.len()
     }
 
-    /// The same clustering key in one form only.
+    /// The clustering key in the one form of all that Cassandra takes for the same row.
     pub(crate) fn canonical(&self, clustering: Clustering) -> Clustering {
-        if !self.schema.clustering.iter().any(|column| column.ty == CqlType::Decimal) {
+        if !self.has_equal_keys {
             return clustering;
         }
-        Clustering::new(self.schema.clustering.iter().zip(clustering.values()).map(|(column, value)| {
-            value.map(|value| if column.ty == CqlType::Decimal { canonical_decimal(value) } else { value.into() })
-        }))
+        let columns = self.schema.clustering.iter().zip(clustering.values());
+        Clustering::new(columns.map(|(column, value)| value.map(|value| canonical_value(&column.ty, value))))
+    }
+
+    /// Elements of sets and keys of maps in such a form.
+    pub(crate) fn canonical_elements(&self, row: &mut RowState) {
+        if self.equal_paths.is_empty() {
+            return;
+        }
+        for (id, state) in &mut row.columns {
+            if let (ColumnState::Complex(complex), Some(path)) = (state, self.equal_paths.get(id)) {
+                *complex = std::mem::take(complex).with_canonical_paths(path);
+            }
+        }
     }
 
     /// The key columns of a row, or of a static row or partition if there is no clustering.

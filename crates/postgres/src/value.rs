@@ -331,27 +331,6 @@ fn numeric(unscaled: &BigInt, scale: i32) -> Result<ValueBytes, Unrepresentable>
     Ok(out.freeze().into())
 }
 
-/// A decimal without trailing zeros in its fraction: Cassandra's clustering order takes 1.5 and 1.50 for one key.
-pub(crate) fn canonical_decimal(value: &[u8]) -> ValueBytes {
-    let Ok(CqlValue::Decimal { mut unscaled, mut scale }) = CqlValue::decode(&CqlType::Decimal, value) else {
-        return value.into();
-    };
-    let ten = BigInt::from(10);
-    if unscaled.sign() == Sign::NoSign {
-        scale = 0;
-    }
-    while scale > 0 && (&unscaled % &ten).sign() == Sign::NoSign {
-        unscaled /= &ten;
-        scale -= 1;
-    }
-    // The other direction too, or 1E+1 and 10 would stay apart.
-    if scale < 0 && check_numeric(&unscaled, scale).is_ok() {
-        unscaled *= ten.pow(scale.unsigned_abs());
-        scale = 0;
-    }
-    [scale.to_be_bytes().as_slice(), &unscaled.to_signed_bytes_be()].concat().into()
-}
-
 fn type_name(ty: &CqlType) -> &'static str {
     match ty {
         CqlType::Ascii | CqlType::Text => "text",

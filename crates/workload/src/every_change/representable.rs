@@ -19,11 +19,14 @@ pub(super) fn holds(native: Native, place: Place, value: &[u8]) -> bool {
         Native::Decimal => {
             value.first_chunk().is_some_and(|scale| i32::from_be_bytes(*scale).unsigned_abs() <= LONGEST_SCALE)
         }
+        // A key of either is refused: PostgreSQL knows one zero, and one NaN.
+        Native::Float => {
+            place != Place::Key || value.try_into().is_ok_and(|bits| is_one(f32::from_be_bytes(bits).into()))
+        }
+        Native::Double => place != Place::Key || value.try_into().is_ok_and(|bits| is_one(f64::from_be_bytes(bits))),
         Native::BigInt
         | Native::Boolean
-        | Native::Double
         | Native::Duration
-        | Native::Float
         | Native::Inet
         | Native::Int
         | Native::SmallInt
@@ -32,4 +35,8 @@ pub(super) fn holds(native: Native, place: Place, value: &[u8]) -> bool {
         | Native::Uuid
         | Native::Varint => true,
     }
+}
+
+fn is_one(number: f64) -> bool {
+    !number.is_nan() && (number != 0.0 || number.is_sign_positive())
 }

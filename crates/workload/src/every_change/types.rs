@@ -143,7 +143,7 @@ impl Types {
     pub(super) fn random(&self, rng: &mut ChaCha8Rng, place: Place, depth: usize) -> Type {
         loop {
             let ty = self.any(rng, place, depth);
-            let is_split = self.variety != Variety::Great && self.has_equals(&ty);
+            let is_split = self.variety != Variety::Great && !self.representable && self.has_equals(&ty);
             if place != Place::Key || !self.has_duration(&ty) && !is_split {
                 return ty;
             }
@@ -156,7 +156,8 @@ impl Types {
         loop {
             let ty = self.random(rng, Place::Key, 2);
             let is_sorted = |ty: &Type| matches!(ty, Type::Set { .. } | Type::Map { .. });
-            if self.variety == Variety::Great || !self.contains(&ty, &is_sorted) {
+            let is_taken = |ty: &Type| self.contains(ty, &is_sorted) || self.has_equals(ty);
+            if self.variety == Variety::Great || !is_taken(&ty) {
                 return ty;
             }
         }
