@@ -3,7 +3,7 @@
 //!
 //! A run covers the three releases, plain segments of each, each compressor, encryption and direct I/O; which release
 //! gets which compressor follows from the seed. `CDC_EQUALITY=all` runs every combination. Seeds are a fixed few;
-//! `CDC_SEED` names others instead, as in `CDC_SEED=7,8,9`.
+//! `CDC_SEED` names others instead, as in `CDC_SEED=7,8,9`. Module `merge` compares what is merged from the log.
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 #![expect(clippy::print_stdout, reason = "seeds")]
 

@@ -62,6 +62,11 @@
 //! `numeric`, a key column of no value, a `time` key of fractional microseconds, a key `-0.0`) goes to
 //! `_cdc.quarantine`, complete but for no value in its message; all other rows go on. Two partitions whose keys are
 //! equal in PostgreSQL though not in Cassandra (`decimal` 1.5 and 1.50) collide: the second is quarantined.
+//!
+//! Within a partition Cassandra itself takes such values for one clustering key, one element of a set, one key of a map,
+//! and answers whichever bytes happened to win: numbers of another scale or with needless leading bytes, all NaNs, tuples
+//! and user-defined types whose last components are NULL or missing. Here they are one row or element too, in one form:
+//! the shortest.
 
 use std::{collections::HashMap, fmt::Write, sync::Arc};
 

@@ -67,10 +67,7 @@ async fn compare(session: &Session, postgres: &Postgres, logged: &Logged, seed: 
     changes.shuffle(&mut rng);
 
     let database = format!("seed_{seed}");
-    let (admin, connection) = tokio_postgres::connect(&postgres.url(), tokio_postgres::NoTls).await?;
-    tokio::spawn(connection);
-    admin.batch_execute(&format!("create database {database}")).await?;
-    drop(admin);
+    client(&postgres.url()).await?.batch_execute(&format!("create database {database}")).await?;
     let target = Target::connect(&config(postgres, &database)?).await?;
     let mut writers = tokio::task::JoinSet::new();
     let share = changes.len().div_ceil(WRITERS);
@@ -98,10 +95,16 @@ async fn compare(session: &Session, postgres: &Postgres, logged: &Logged, seed: 
         let (_, now) = answer::ask(session, table, partitions.values().flatten()).await?;
         while target.sweep_expired(LocalTime(now.0)).await? > 0 {}
     }
-    let (client, connection) = tokio_postgres::connect(&postgres.url_of(&database), tokio_postgres::NoTls).await?;
-    tokio::spawn(connection);
+    let client = client(&postgres.url_of(&database)).await?;
     let tables: Vec<&str> = of_seed().map(|(table, _)| table.name.as_str()).collect();
     oracle::compare(session, &client, &keyspace(seed), &tables).await
+}
+
+#[expect(clippy::disallowed_methods, reason = "the connection ends with its client")]
+async fn client(url: &str) -> anyhow::Result<tokio_postgres::Client> {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
 }
 
 /// Again and again while PostgreSQL is away. Tells how much it does not hold.
