@@ -75,9 +75,9 @@ impl Compressor {
         match self {
             Self::Lz4 => {
                 let (length, block) = stored.split_first_chunk::<4>().ok_or(SectionFault::Corrupt)?;
-                let mut plain = vec![0; self.room(stored, u32::from_le_bytes(*length).into(), limit)?];
-                let written = lz4_flex::block::decompress_into(block, &mut plain).map_err(|_| SectionFault::Corrupt)?;
-                if written == plain.len() { Ok(plain) } else { Err(SectionFault::Corrupt) }
+                let length = self.room(stored, u32::from_le_bytes(*length).into(), limit)?;
+                let plain = lz4_flex::block::decompress(block, length).map_err(|_| SectionFault::Corrupt)?;
+                if plain.len() == length { Ok(plain) } else { Err(SectionFault::Corrupt) }
             }
             Self::Snappy => {
                 let length = snap::raw::decompress_len(stored).map_err(|_| SectionFault::Corrupt)?;

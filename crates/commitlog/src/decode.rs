@@ -44,8 +44,11 @@ pub enum DecodeError {
 /// Decodes mutations; keeps what it learned of the tables' columns between calls, so use one per thread.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    /// Looked up once per update: by a fast hash, as nobody chooses the ids of tables to collide.
-    layouts: HashMap<TableId, Layout, foldhash::fast::RandomState>,
+    layouts: Vec<Layout>,
+    /// Which of them was used last: most updates are of the same table as the one before.
+    last: usize,
+    /// By a fast hash, as nobody chooses the ids of tables to collide.
+    by_table: HashMap<TableId, usize, foldhash::fast::RandomState>,
     /// Of the row being decoded: the header's columns that are missing, a bit each.
     missing: Vec<u64>,
 }
@@ -137,10 +140,10 @@ impl Decoder {
                 return Ok(None);
             }
             *current = Some(id);
-            let layout = self.layouts.entry(id).or_insert_with(|| Layout::new(Arc::clone(table)));
-            if !Arc::ptr_eq(&layout.table, table) {
-                *layout = Layout::new(Arc::clone(table));
+            if !self.layouts.get(self.last).is_some_and(|layout| Arc::ptr_eq(&layout.table, table)) {
+                self.find_layout(table);
             }
+            let layout = &mut self.layouts[self.last];
             if is_captured {
                 Update::<true>::decode(format, payload, cursor, at, layout, &mut self.missing, out)?;
             } else {
@@ -154,6 +157,15 @@ impl Decoder {
             return Err("bytes are left behind its last update".into());
         }
         Ok(None)
+    }
+
+    fn find_layout(&mut self, table: &Arc<TableSchema>) {
+        self.last = *self.by_table.entry(table.id).or_insert(self.layouts.len());
+        match self.layouts.get_mut(self.last) {
+            Some(layout) if Arc::ptr_eq(&layout.table, table) => {}
+            Some(layout) => *layout = Layout::new(Arc::clone(table)),
+            None => self.layouts.push(Layout::new(Arc::clone(table))),
+        }
     }
 }
 
