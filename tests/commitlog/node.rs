@@ -58,15 +58,7 @@ pub(crate) fn write(combination: &Combination, seeds: &[u64], folder: &Path) -> 
     builder = match combination.disk {
         Disk::Plain => builder,
         Disk::Compressed(compressor) => builder.commitlog_compression(Some(compressor)),
-        Disk::Encrypted => builder.setting(
-            "transparent_data_encryption_options",
-            &format!(
-                "{{enabled: true, chunk_length_kb: 64, cipher: AES/CBC/PKCS5Padding, key_alias: 'testing:1', \
-                 key_provider: [{{class_name: org.apache.cassandra.security.JKSKeyProvider, parameters: [{{\
-                 keystore: '{KEYSTORE}', keystore_password: {KEYSTORE_PASSWORD}, store_type: JCEKS, \
-                 key_password: {KEYSTORE_PASSWORD}}}]}}]}}"
-            ),
-        ),
+        Disk::Encrypted => builder.commitlog_encryption(KEYSTORE, "JCEKS", KEYSTORE_PASSWORD),
         Disk::Direct => {
             builder.setting("storage_compatibility_mode", "NONE").setting("commitlog_disk_access_mode", "direct")
         }

@@ -79,16 +79,7 @@ async fn make(golden: &Path, name: &str, release: &str, setting: &Setting) -> an
                 .context("run keytool")?;
             ensure!(done.success(), "keytool failed");
             let at = keystore.canonicalize()?;
-            builder.setting(
-                "transparent_data_encryption_options",
-                &format!(
-                    "{{enabled: true, chunk_length_kb: 64, cipher: AES/CBC/PKCS5Padding, key_alias: '{ALIAS}', \
-                     key_provider: [{{class_name: org.apache.cassandra.security.JKSKeyProvider, parameters: \
-                     [{{keystore: '{}', keystore_password: {PASSWORD}, store_type: {form}, key_password: \
-                     {PASSWORD}}}]}}]}}",
-                    at.display()
-                ),
-            )
+            builder.commitlog_encryption(&at.display().to_string(), form, PASSWORD)
         }
     };
     let server = tokio::task::spawn_blocking(move || builder.start()).await??;

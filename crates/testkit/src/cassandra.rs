@@ -227,6 +227,19 @@ impl CassandraBuilder {
         self
     }
 
+    /// Encrypts the commit log with key `testing:1` of a keystore of this type; the password is the key's as well.
+    #[must_use]
+    pub fn commitlog_encryption(self, keystore: &str, store_type: &str, password: &str) -> Self {
+        self.setting(
+            "transparent_data_encryption_options",
+            &format!(
+                "{{enabled: true, chunk_length_kb: 64, cipher: AES/CBC/PKCS5Padding, key_alias: 'testing:1', \
+                 key_provider: [{{class_name: org.apache.cassandra.security.JKSKeyProvider, parameters: [{{\
+                 keystore: '{keystore}', keystore_password: {password}, store_type: {store_type}, key_password: {password}}}]}}]}}"
+            ),
+        )
+    }
+
     /// Of each node. MiB; 512 by default, 400 each for three.
     #[must_use]
     pub fn heap_mib(mut self, mib: u32) -> Self {

@@ -313,15 +313,7 @@ const KEYSTORE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crates/commit
 const KEYSTORE_PASSWORD: &str = "cassandra";
 
 fn encrypted(builder: CassandraBuilder) -> CassandraBuilder {
-    builder.setting(
-        "transparent_data_encryption_options",
-        &format!(
-            "{{enabled: true, chunk_length_kb: 64, cipher: AES/CBC/PKCS5Padding, key_alias: 'testing:1', \
-             key_provider: [{{class_name: org.apache.cassandra.security.JKSKeyProvider, parameters: [{{\
-             keystore: '{KEYSTORE}', keystore_password: {KEYSTORE_PASSWORD}, store_type: JCEKS, \
-             key_password: {KEYSTORE_PASSWORD}}}]}}]}}"
-        ),
-    )
+    builder.commitlog_encryption(KEYSTORE, "JCEKS", KEYSTORE_PASSWORD)
 }
 
 fn keystore(path: &str, password: &str) -> KeystoreConfig {

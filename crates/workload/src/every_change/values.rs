@@ -163,7 +163,7 @@ impl Types {
         let mut bytes = Vec::new();
         for _ in 0..dimension {
             let mut value = self.item(element, inner(place), rng);
-            // The driver (1.7) takes an empty element for none.
+            // The driver (scylla 1.9.0) takes an empty element for none.
             while self.representable && value.is_empty() {
                 value = self.item(element, inner(place), rng);
             }
