@@ -29,13 +29,11 @@ use rdkafka::{
 };
 use scylla::client::session::Session;
 
-use crate::report::Report;
+use crate::{report::Report, usage::usage};
 
 const PARTITIONS: usize = 8;
 const READ_BYTES: usize = 1 << 20;
 const IN_FLIGHT: usize = 256;
-/// `USER_HZ`, the unit of `/proc/PID/stat`: part of Linux' stable interface.
-const TICKS_PER_SECOND: f64 = 100.0;
 const STUCK: Duration = Duration::from_secs(600);
 
 #[derive(clap::Args)]
@@ -257,18 +255,6 @@ fn status(port_file: &PathBuf) -> anyhow::Result<serde_json::Value> {
     stream.read_to_string(&mut answer)?;
     let (_, body) = answer.split_once("\r\n\r\n").context("half an answer")?;
     Ok(serde_json::from_str(body)?)
-}
-
-/// Processor seconds and peak resident bytes of a process (`proc(5)`).
-fn usage(process: &str) -> anyhow::Result<(f64, u64)> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
-    let (_, fields) = stat.rsplit_once(") ").context("parse stat")?;
-    let fields: Vec<&str> = fields.split(' ').collect();
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kib: u64 = peak.trim().trim_end_matches(" kB").parse()?;
-    Ok((float(ticks) / TICKS_PER_SECOND, kib << 10))
 }
 
 /// Sends the records the agent sent, made beforehand, with the same settings.

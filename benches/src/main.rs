@@ -4,6 +4,8 @@
 mod capture;
 mod decode;
 mod report;
+mod sink;
+mod usage;
 
 use clap::{Parser, Subcommand};
 
@@ -20,11 +22,14 @@ enum Bench {
     Capture(capture::Options),
     /// Decodes segments of several shapes; compared with Cassandra's own reader of the same segments
     Decode(decode::Options),
+    /// Applies changes of every kind to PostgreSQL; compared with one raw COPY of the same rows
+    Sink(sink::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().bench {
         Bench::Capture(options) => capture::run(&options),
         Bench::Decode(options) => decode::run(&options),
+        Bench::Sink(options) => sink::run(&options),
     }
 }

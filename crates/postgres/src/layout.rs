@@ -321,6 +321,13 @@ impl Sql {
             let names = list((0..columns.len()).map(|i| format!("k{i}")));
             format!("unnest({arrays}) with ordinality as k({names}, i)")
         };
+        // One lookup per key, whatever the planner thinks of the table's size (see `transact::read`).
+        let each = |columns: &[TargetColumn], selected: std::fmt::Arguments<'_>| {
+            let (keys, equal) = (keys(columns), equal(columns));
+            format!(
+                "t.* from {keys} cross join lateral (select {selected} from {name} as t where {equal} offset 0) as t"
+            )
+        };
         let metas: Vec<(&str, Type)> =
             [(WRITTEN_AT, Type::INT8), (STATE, Type::BYTEA), (EXPIRES_AT, Type::TIMESTAMPTZ)].into_iter().collect();
         let written: Vec<(String, Type)> = values
@@ -338,15 +345,10 @@ impl Sql {
         let set_arrays = list(written.iter().enumerate().map(|(i, (_, ty))| format!("${}::{}[]", i + 3, sql_name(ty))));
         let set_names = list((0..written.len()).map(|i| format!("v{i}")));
         Self {
-            select_rows: format!(
-                "-- cdc: read rows\nselect k.i, {stored}{known_key} from {} join {name} as t on {}",
-                keys(key),
-                equal(key)
-            ),
+            select_rows: format!("-- cdc: read rows\nselect k.i, {}", each(key, format_args!("{stored}{known_key}"))),
             select_partitions: format!(
-                "-- cdc: read partitions\nselect k.i, {stored}, {whole_key} from {} join {name} as t on {}",
-                keys(partition),
-                equal(partition)
+                "-- cdc: read partitions\nselect k.i, {}",
+                each(partition, format_args!("{stored}, {whole_key}"))
             ),
             select_expired: format!(
                 "-- cdc: find expired rows\nselect {whole_key} from {name} as t where t.{EXPIRES_AT} <= \

@@ -20,14 +20,17 @@ use crate::{
 };
 
 const LOCK: &str = "-- cdc: lock\nselect _cdc.lock($1::int[], $2::int[], $3::bool[])";
-const READ_TOMBSTONES: &str = "-- cdc: read tombstones\nselect k.i, t.state from unnest($2::bytea[]) with ordinality as \
-    k(p, i) join _cdc.tombstones as t on t.table_id = $1 and t.partition_key = k.p";
-const READ_REMAINS: &str = "-- cdc: read remains\nselect k.i, r.ctid, r.xmin, r.state from unnest($2::bytea[], $3::bytea[]) \
-    with ordinality as k(p, c, i) join _cdc.remains as r \
-    on r.table_id = $1 and r.partition_key = k.p and r.clustering = k.c";
-const READ_PARTITION_REMAINS: &str = "-- cdc: read partitions' remains\nselect k.i, r.ctid, r.xmin, r.state, r.clustering \
-    from unnest($2::bytea[]) with ordinality as k(p, i) join _cdc.remains as r \
-    on r.table_id = $1 and r.partition_key = k.p";
+// `offset 0` keeps each key's lookup to itself. Without it PostgreSQL, which plans a prepared statement while the table is
+// empty, may join all that is found by `table_id` with all keys: quadratic once the table has grown.
+const READ_TOMBSTONES: &str = "-- cdc: read tombstones\nselect k.i, t.* from unnest($2::bytea[]) with ordinality as k(p, i) \
+    cross join lateral (select t.state from _cdc.tombstones as t where t.table_id = $1 and t.partition_key = k.p \
+    offset 0) as t";
+const READ_REMAINS: &str = "-- cdc: read remains\nselect k.i, r.* from unnest($2::bytea[], $3::bytea[]) with ordinality \
+    as k(p, c, i) cross join lateral (select r.ctid, r.xmin, r.state from _cdc.remains as r \
+    where r.table_id = $1 and r.partition_key = k.p and r.clustering = k.c offset 0) as r";
+const READ_PARTITION_REMAINS: &str = "-- cdc: read partitions' remains\nselect k.i, r.* from unnest($2::bytea[]) with \
+    ordinality as k(p, i) cross join lateral (select r.ctid, r.xmin, r.state, r.clustering from _cdc.remains as r \
+    where r.table_id = $1 and r.partition_key = k.p offset 0) as r";
 
 pub(super) async fn read(
     session: &mut Session,

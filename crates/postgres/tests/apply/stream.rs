@@ -1,9 +1,11 @@
 //! Claims, fencing and positions.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 use cdc_postgres::{Advance, ApplyError, Disposition, StreamName};
 
-use crate::support::{Database, insert, orders};
+use crate::support::{Database, delete_partition, delete_row, insert, orders};
 
 #[tokio::test]
 async fn positions_move_with_the_rows_and_only_for_the_latest_claim() -> Result<()> {
@@ -69,4 +71,39 @@ async fn database_error(config: &cdc_postgres::PostgresConfig) -> String {
         Ok(_) => "connected".to_owned(),
         Err(error) => error.to_string(),
     }
+}
+
+/// On connections that planned their statements while all was empty.
+#[tokio::test]
+async fn a_row_is_looked_up_by_its_key_however_large_the_tables_have_grown() -> Result<()> {
+    const BATCHES: i32 = 10;
+    const ROWS: i32 = 200;
+    let database = Database::create().await?;
+    let mut config = database.config.clone();
+    config.pool_size = 1;
+    let target = cdc_postgres::Target::connect(&config).await?;
+    let table = orders();
+    for batch in 0..BATCHES {
+        let p = |row: i32| format!("p{}", batch * ROWS + row);
+        let rows = (0..ROWS).map(|row| {
+            if row % 2 == 0 { insert(&table, &p(row), 1, 1, "t", 5) } else { delete_row(&table, &p(row), 1, 5) }
+        });
+        target.apply(rows.collect(), &[]).await?;
+        let deletions = (0..ROWS / 2).map(|row| delete_partition(&table, &format!("q{batch}-{row}"), 5));
+        target.apply(deletions.collect(), &[]).await?;
+    }
+    drop(target);
+    // Connections count what they did when they end, at the latest.
+    let connected =
+        "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'cdc'";
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while database.number(connected).await? > 0 {
+        assert!(Instant::now() < deadline, "its connection stays open");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let read = database
+        .number("select sum(idx_tup_read) from pg_stat_user_indexes where schemaname in ('_cdc', 'public')")
+        .await?;
+    assert!(read <= 100, "{read} entries read for keys that were new");
+    Ok(())
 }
