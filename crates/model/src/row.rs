@@ -90,6 +90,21 @@ impl RowState {
         self.liveness.is_none() && self.deletion.is_none() && self.columns.is_empty()
     }
 
+    /// All it knows are deletions and expired cells of before this second. Cassandra drops such a row `gc_grace_seconds`
+    /// later (`db/partitions/PurgeFunction.java`).
+    pub fn is_gone_before(&self, second: LocalTime) -> bool {
+        let deletion = |deletion: &DeletionTime| deletion.local < second;
+        let cell = |cell: &Cell| cell.local < second;
+        self.liveness.is_none_or(|liveness| liveness.expires < second)
+            && self.deletion.iter().all(deletion)
+            && self.columns.iter().all(|(_, column)| match column {
+                ColumnState::Simple(simple) => cell(simple),
+                ColumnState::Complex(complex) => {
+                    complex.deletion.iter().all(deletion) && complex.cells.iter().all(|(_, element)| cell(element))
+                }
+            })
+    }
+
     /// The columns `SELECT` would show at this second, or `None` if it would show no row. A static row has no marker,
     /// so it shows while it has a live cell.
     pub fn visible(&self, now: LocalTime) -> Option<Vec<(ColumnId, VisibleColumn)>> {

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use crate::{Clustering, DeletionTime, TableSchema, ValueBytes, cell::newest, compare_values};
+use crate::{Clustering, DeletionTime, LocalTime, TableSchema, ValueBytes, cell::newest, compare_values};
 
 /// One end of a clustering range, in storage order (a DESC column is already turned round).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,5 +105,13 @@ impl PartitionTombstones {
 
     pub fn is_empty(&self) -> bool {
         self.partition.is_none() && self.ranges.is_empty()
+    }
+
+    /// Forgets the deletions of before this second.
+    #[must_use]
+    pub fn since(mut self, second: LocalTime) -> Self {
+        self.partition = self.partition.filter(|deletion| deletion.local >= second);
+        self.ranges.retain(|range| range.deletion.local >= second);
+        self
     }
 }

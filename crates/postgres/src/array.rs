@@ -18,6 +18,10 @@ impl Array {
         Self { element, values: Vec::new() }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
     pub(crate) fn push(&mut self, value: Option<ValueBytes>) {
         self.values.push(value);
     }

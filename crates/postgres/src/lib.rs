@@ -8,6 +8,7 @@ mod error;
 mod json;
 pub mod layout;
 mod prepare;
+mod purge;
 mod session;
 mod stream;
 mod target;

@@ -21,6 +21,7 @@ use crate::{
     connect,
     layout::{Layout, Relation},
     prepare::prepare,
+    purge::purge,
     session::{Call, Frame, Session},
     stream::{CLAIM, FENCE_CLASS, fence_key},
     transact::{Failure, Work, transact},
@@ -154,6 +155,21 @@ impl Target {
                 }
             }
             Ok(swept)
+        })
+    }
+
+    /// Forgets deletions older than `horizon` seconds beyond their table's `gc_grace_seconds`; returns how many rows of
+    /// `_cdc.remains` and `_cdc.tombstones` were removed or shortened. The horizon must be longer than any change may
+    /// be under way: an older one that comes later brings deleted data back.
+    pub fn purge(&self, now: LocalTime, horizon: u32) -> BoxFuture<'_, Result<u64, TargetError>> {
+        Box::pin(async move {
+            let layouts: Vec<_> = self.inner.layouts().values().cloned().collect();
+            let mut purged = 0;
+            for layout in layouts {
+                let second = LocalTime(now.0 - layout.schema.gc_grace_seconds - i64::from(horizon));
+                purged += purge(&self.inner.pool, &layout, second).await?;
+            }
+            Ok(purged)
         })
     }
 }

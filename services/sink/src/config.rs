@@ -8,6 +8,9 @@ const BATCH_ROWS: usize = 5_000;
 const BATCH_BYTES: usize = 8 << 20;
 /// An expired cell is gone within about a second.
 const SWEEP_INTERVAL_MS: u64 = 500;
+const PURGE_INTERVAL_S: u64 = 3600;
+/// What Kafka keeps by default, the longest a change can be under way: seven days.
+const PURGE_HORIZON_S: u32 = 7 * 86_400;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -20,6 +23,10 @@ pub struct SinkConfig {
     pub group: String,
     /// Milliseconds between two looks for expired cells.
     pub sweep_interval_ms: u64,
+    /// Seconds between two looks for deletions to forget.
+    pub purge_interval_s: u64,
+    /// Seconds a deletion is kept beyond its table's `gc_grace_seconds`.
+    pub purge_horizon_s: u32,
 }
 
 impl Default for SinkConfig {
@@ -29,6 +36,8 @@ impl Default for SinkConfig {
             batch_bytes: BATCH_BYTES,
             group: GROUP.to_owned(),
             sweep_interval_ms: SWEEP_INTERVAL_MS,
+            purge_interval_s: PURGE_INTERVAL_S,
+            purge_horizon_s: PURGE_HORIZON_S,
         }
     }
 }
@@ -48,6 +57,9 @@ impl SinkConfig {
         }
         if !(10..=3_600_000).contains(&self.sweep_interval_ms) {
             faults.push(format!("sink.sweep_interval_ms is {}: use 10 to 3600000", self.sweep_interval_ms));
+        }
+        if !(1..=30 * 86_400).contains(&self.purge_interval_s) {
+            faults.push(format!("sink.purge_interval_s is {}: use 1 to {}", self.purge_interval_s, 30 * 86_400));
         }
         faults
     }

@@ -1,4 +1,4 @@
-//! Removes what has expired: PostgreSQL has no TTL.
+//! Removes what has expired, because PostgreSQL has no TTL, and forgets deletions that nothing can contradict any more.
 
 use std::{
     sync::Arc,
@@ -16,10 +16,30 @@ use crate::{SinkConfig, SinkMetrics, retry::Patience};
 pub(crate) fn spawn(target: &Target, config: &SinkConfig, metrics: &Arc<SinkMetrics>, lifecycle: &Lifecycle) {
     let (target, metrics, soft) = (target.clone(), Arc::clone(metrics), lifecycle.soft().clone());
     let interval = Duration::from_millis(config.sweep_interval_ms);
+    let (horizon, every) = (config.purge_horizon_s, Duration::from_secs(config.purge_interval_s));
     lifecycle.spawn("sweep expired", async move {
-        soft.run_until_cancelled(sweep(target, interval, metrics)).await;
+        let both = futures::future::join(sweep(target.clone(), interval, metrics), purge(target, every, horizon));
+        soft.run_until_cancelled(both).await;
         anyhow::Ok(())
     });
+}
+
+async fn purge(target: Target, every: Duration, horizon: u32) {
+    let mut patience = Patience::new("purging old deletions");
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match target.purge(now(), horizon).await {
+            Ok(rows) => {
+                patience.succeeded();
+                if rows > 0 {
+                    tracing::info!(rows, "purged deletions older than gc_grace_seconds and the horizon");
+                }
+            }
+            Err(error) => tokio::time::sleep(patience.failed(error.disposition(), &error)).await,
+        }
+    }
 }
 
 async fn sweep(target: Target, interval: Duration, metrics: Arc<SinkMetrics>) {

@@ -229,3 +229,49 @@ async fn a_large_batch_is_spread_and_shows_the_same() -> Result<()> {
     assert_eq!(stored(&database, "p").await?, expected(&changes, now()));
     Ok(())
 }
+
+#[tokio::test]
+async fn old_deletions_are_forgotten_and_nothing_else() -> Result<()> {
+    const GRACE: i64 = 864_000;
+    const HORIZON: u32 = 100;
+    let database = Database::create().await?;
+    let target = database.target().await?;
+    let table = orders();
+    let deleted_at = |change: Change, local: i64| {
+        let mut change = change;
+        match &mut change.body {
+            ChangeBody::Row { row, .. } => row.deletion.as_mut().expect("a deletion").local = LocalTime(local),
+            ChangeBody::DeletePartition(deletion) => deletion.local = LocalTime(local),
+            ChangeBody::DeleteRange(range) => range.deletion.local = LocalTime(local),
+            ChangeBody::Static(_) => {}
+        }
+        change
+    };
+    let range = |local| {
+        let start = Bound { prefix: vec![int(local)], inclusive: true };
+        let range = RangeTombstone { start: start.clone(), end: start, deletion: deletion(50) };
+        deleted_at(change(&table, "r", ChangeBody::DeleteRange(range)), local.into())
+    };
+    let mut changes = vec![insert(&table, "live", 1, 1, "t", 5), range(10), range(11)];
+    // More than a page of old ones.
+    changes.extend((0..1500).map(|c| deleted_at(delete_row(&table, "old", c, 50), 10)));
+    changes.push(deleted_at(delete_row(&table, "new", 1, 50), 11));
+    changes.push(deleted_at(delete_partition(&table, "gone", 50), 10));
+    target.apply(changes, &[]).await?;
+    let kept = async || -> Result<(i64, i64)> {
+        let count = async |table: &str| database.number(&format!("select count(*) from _cdc.{table}")).await;
+        Ok((count("remains").await?, count("tombstones").await?))
+    };
+    assert_eq!(kept().await?, (1501, 2));
+    let at = |second: i64| LocalTime(second + GRACE + i64::from(HORIZON));
+    assert_eq!(target.purge(at(10), HORIZON).await?, 0, "not before their time");
+    assert_eq!(target.purge(at(11), HORIZON).await?, 1502, "old rows, the partition, and a part of the ranges");
+    assert_eq!(kept().await?, (1, 1));
+    // What is kept still counts, what is forgotten does not.
+    let older = |p: &str, c| insert(&table, p, c, 1, "t", 40);
+    target.apply(vec![older("new", 1), older("r", 11), older("r", 10), older("old", 0), older("gone", 1)], &[]).await?;
+    assert_eq!(stored(&database, "").await?.into_keys().collect::<Vec<_>>(), ["gone/1", "live/1", "old/0", "r/10"]);
+    assert_eq!(target.purge(at(12), HORIZON).await?, 2);
+    assert_eq!(kept().await?, (0, 0));
+    Ok(())
+}
