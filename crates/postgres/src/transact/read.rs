@@ -21,12 +21,16 @@ use crate::{
 
 const LOCK: &str = "-- cdc: lock\nselect _cdc.lock($1::int[], $2::int[], $3::bool[])";
 // `offset 0` keeps each key's lookup to itself. Without it PostgreSQL, which plans a prepared statement while the table is
-// empty, may join all that is found by `table_id` with all keys: quadratic once the table has grown.
-const READ_TOMBSTONES: &str = "-- cdc: read tombstones\nselect k.i, t.* from unnest($2::bytea[]) with ordinality as k(p, i) \
-    cross join lateral (select t.state from _cdc.tombstones as t where t.table_id = $1 and t.partition_key = k.p \
-    offset 0) as t";
-const READ_REMAINS: &str = "-- cdc: read remains\nselect k.i, r.* from unnest($2::bytea[], $3::bytea[]) with ordinality \
-    as k(p, c, i) cross join lateral (select r.ctid, r.xmin, r.state from _cdc.remains as r \
+// empty, may join all that is found by `table_id` with all keys: quadratic once the table has grown. `exists` spares the
+// lookups while nothing of the table was ever deleted.
+const READ_TOMBSTONES: &str = "-- cdc: read tombstones\nselect k.i, t.* from unnest(\
+    case when exists (select from _cdc.tombstones where table_id = $1) then $2::bytea[] end) \
+    with ordinality as k(p, i) cross join lateral \
+    (select t.state from _cdc.tombstones as t where t.table_id = $1 and t.partition_key = k.p offset 0) as t";
+const READ_REMAINS: &str = "-- cdc: read remains\nselect k.i, r.* from unnest(\
+    case when exists (select from _cdc.remains where table_id = $1) then $2::bytea[] end, \
+    case when exists (select from _cdc.remains where table_id = $1) then $3::bytea[] end) \
+    with ordinality as k(p, c, i) cross join lateral (select r.ctid, r.xmin, r.state from _cdc.remains as r \
     where r.table_id = $1 and r.partition_key = k.p and r.clustering = k.c offset 0) as r";
 const READ_PARTITION_REMAINS: &str = "-- cdc: read partitions' remains\nselect k.i, r.* from unnest($2::bytea[]) with \
     ordinality as k(p, i) cross join lateral (select r.ctid, r.xmin, r.state, r.clustering from _cdc.remains as r \
