@@ -320,6 +320,8 @@ impl CassandraBuilder {
     fn args(&self, folder: &Path, config: &Path, logs: &Path, class_path: &str) -> Result<Vec<OsString>, Error> {
         let heap = self.heap_mib.unwrap_or(if self.nodes == 1 { 512 } else { 400 });
         let [jmx_port] = place::free_ports(Ipv4Addr::LOCALHOST)?;
+        // Nodes that meet no other within twice that time give up ("Unable to gossip with any peers").
+        let ring_delay_ms = if self.nodes == 1 { 100 } else { 5_000 };
         let mut args = vec![
             format!("-Xms{heap}m"),
             format!("-Xmx{heap}m"),
@@ -339,7 +341,7 @@ impl CassandraBuilder {
             "-Dcassandra-foreground=yes".to_owned(),
             "-Dcassandra.superuser_setup_delay_ms=0".to_owned(),
             "-Dcassandra.skip_wait_for_gossip_to_settle=0".to_owned(),
-            "-Dcassandra.ring_delay_ms=100".to_owned(),
+            format!("-Dcassandra.ring_delay_ms={ring_delay_ms}"),
             "-Dcassandra.shutdown_announce_in_ms=0".to_owned(),
             // An estimate it makes at every start, for 1.5 s with the default of 100,000.
             "-Dcassandra.memtable_row_overhead_computation_step=1000".to_owned(),
