@@ -116,6 +116,7 @@ impl Written {
             longest_blob: LONGEST_BLOB,
             variety: Variety::Great,
             representable: false,
+            replicas: 1,
         };
         let mut changes: Vec<_> = seeds.iter().map(options).map(EveryChange::new).collect();
         let mark = async |phase: i32| {

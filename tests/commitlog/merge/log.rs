@@ -1,4 +1,4 @@
-//! What a node has logged.
+//! What nodes have logged.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,16 +8,28 @@ use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use cdc_commitlog::{Decoder, Fence, ReadLimit, ReadOutcome, SchemaHistory, SegmentReader, list_segments};
 use cdc_model::{Change, NodeId, Provenance, TableId, TableSchema};
+use cdc_testkit::Node;
 use uuid::Uuid;
 
-/// Changes by table and partition, each partition's in the order of the log.
+/// Changes by table and partition, each partition's in the order of the log, one node's after another's.
 pub(super) type Logged = Vec<(Arc<TableSchema>, Partitions)>;
 type Partitions = BTreeMap<Bytes, Vec<Change>>;
 
-/// Of keyspaces whose names begin so. The schema is what the log itself says; everything acknowledged is there.
-pub(super) fn changes(cdc_raw: &Path, prefix: &str) -> anyhow::Result<Logged> {
+/// Of keyspaces whose names begin so. The schema is what each log itself says; everything acknowledged is there.
+pub(super) fn changes(nodes: &[Node], prefix: &str) -> anyhow::Result<Logged> {
+    let mut logged = BTreeMap::new();
+    for node in nodes {
+        read(&node.cdc_raw_dir(), prefix, &mut logged)?;
+    }
+    Ok(logged.into_values().collect())
+}
+
+fn read(
+    cdc_raw: &Path,
+    prefix: &str,
+    logged: &mut BTreeMap<TableId, (Arc<TableSchema>, Partitions)>,
+) -> anyhow::Result<()> {
     let (mut history, mut decoder) = (SchemaHistory::new(), Decoder::new());
-    let mut logged: BTreeMap<TableId, (Arc<TableSchema>, Partitions)> = BTreeMap::new();
     let segments = list_segments(cdc_raw)?;
     for (index, segment) in segments.iter().enumerate() {
         let reader = SegmentReader::open(segment, 0, SegmentReader::ENTRY_BYTES_MAX)?;
@@ -50,5 +62,5 @@ pub(super) fn changes(cdc_raw: &Path, prefix: &str) -> anyhow::Result<Logged> {
             }
         }
     }
-    Ok(logged.into_values().collect())
+    Ok(())
 }

@@ -69,6 +69,7 @@ fn options(seed: u64, last: u64) -> Options {
         longest_blob: 100,
         variety: Variety::Small { seed },
         representable: false,
+        replicas: 1,
     }
 }
 
@@ -88,7 +89,7 @@ async fn compare(cassandra: &Cassandra, seeds: &[u64], last: u64) -> anyhow::Res
     for seed in seeds {
         written.push((*seed, write(&session, options(*seed, last), OPERATIONS).await?));
     }
-    let logged = log::changes(&cassandra.node(0).cdc_raw_dir(), "meeting_")?;
+    let logged = log::changes(cassandra.nodes(), "meeting_")?;
     let mut met = BTreeMap::new();
     let mut differences = 0;
     for (seed, changes) in &written {

@@ -1,6 +1,6 @@
 //! PostgreSQL shows what Cassandra answers, whatever the order of delivery.
 //!
-//! What a real node logged is shuffled, part of it repeated, cut into batches and applied by several writers at a time,
+//! What real nodes logged is shuffled, part of it repeated, cut into batches and applied by several writers at a time,
 //! while PostgreSQL is killed and comes back; a batch that failed is applied again, as the sink does. Then both stores
 //! are read by `cdc_workload::oracle`, which shares nothing with what applies, and compared cell by cell.
 
@@ -10,8 +10,11 @@ use anyhow::{Context as _, ensure};
 use cdc_model::{Change, LocalTime};
 use cdc_postgres::{Disposition, PostgresConfig, Target};
 use cdc_runtime::Secret;
-use cdc_testkit::Postgres;
-use cdc_workload::{every_change, oracle};
+use cdc_testkit::{Cassandra, Postgres};
+use cdc_workload::{
+    every_change::{self, EveryChange},
+    oracle,
+};
 use rand::{RngExt as _, SeedableRng as _, seq::SliceRandom as _};
 use rand_chacha::ChaCha8Rng;
 use tokio::runtime::Runtime;
@@ -20,6 +23,7 @@ use super::log::Logged;
 use super::{answer, every_change::Session, keyspace, log, node, options, write};
 
 const FIXED_SEEDS: std::ops::RangeInclusive<u64> = 1..=20;
+const FIXED_SEEDS_OF_NODES: [u64; 3] = [1, 2, 3];
 const OPERATIONS: usize = 250;
 const WRITERS: usize = 4;
 const LARGEST_BATCH: usize = 120;
@@ -38,22 +42,82 @@ fn what_is_delivered_in_any_order_and_repeatedly_is_in_postgres_what_cassandra_a
             let options = every_change::Options { representable: true, ..options(*seed, last) };
             write(&session, options, OPERATIONS).await?;
         }
-        let logged = log::changes(&cassandra.node(0).cdc_raw_dir(), "meeting_")?;
-        let (mut rows, mut differences) = (0, 0);
-        for seed in &seeds {
-            let report = compare(&session, &postgres, &logged, *seed).await.with_context(|| format!("seed {seed}"))?;
-            if report.differences() > 0 {
-                println!("CDC_SEED={seed}\n{report}");
-            }
-            rows += report.rows();
-            differences += report.differences();
-        }
-        ensure!(differences == 0, "{differences} rows differ, seeds {seeds:?}");
-        Ok(rows)
+        compare_all(&session, &cassandra, &postgres, &seeds).await
     });
     let rows = compared.inspect_err(|_| (cassandra.keep(), postgres.keep()).1).unwrap();
     println!("{rows} rows of seeds {seeds:?} are equal");
     assert!(rows >= 20 * seeds.len(), "too little was compared");
+}
+
+/// Three nodes hold every row, and each in turn misses writes that it gets from the others later, or only answers.
+#[test]
+fn what_three_nodes_log_of_which_one_was_down_is_in_postgres_what_cassandra_answers() {
+    let seeds = crate::seeds(&FIXED_SEEDS_OF_NODES);
+    let cassandra = three_nodes().unwrap();
+    let postgres = Postgres::start().unwrap();
+    let compared = Runtime::new().unwrap().block_on(async {
+        let session = every_change::connect(&cassandra.contact_points()).await?;
+        let mut written = Vec::new();
+        for seed in &seeds {
+            let options = every_change::Options { representable: true, replicas: 3, ..options(*seed, 1) };
+            written.push(EveryChange::new(options));
+        }
+        for changes in &written {
+            changes.create(&session).await?;
+        }
+        for down in [None, Some(1), None, Some(2), None] {
+            if let Some(node) = down {
+                cassandra.node(node).stop()?;
+            }
+            for changes in &mut written {
+                let refused =
+                    changes.write(&session, OPERATIONS / 4).await.with_context(|| format!("down: {down:?}"))?;
+                ensure!(refused < OPERATIONS / 40, "{refused} writes refused, down: {down:?}");
+            }
+            if let Some(node) = down {
+                cassandra.node(node).start()?;
+            }
+        }
+        compare_all(&session, &cassandra, &postgres, &seeds).await
+    });
+    let rows = compared.inspect_err(|_| (cassandra.keep(), postgres.keep()).1).unwrap();
+    println!("{rows} rows of seeds {seeds:?} on three nodes are equal");
+    assert!(rows >= 20 * seeds.len(), "too little was compared");
+}
+
+/// Patient, because they share what cores there are.
+fn three_nodes() -> Result<Cassandra, cdc_testkit::Error> {
+    let patient = [
+        "read_request_timeout",
+        "range_request_timeout",
+        "write_request_timeout",
+        "counter_write_request_timeout",
+        "cas_contention_timeout",
+        "request_timeout",
+    ];
+    let builder = Cassandra::builder().version("5.0.5").nodes(3).setting("storage_compatibility_mode", "NONE");
+    patient.iter().fold(builder, |builder, timeout| builder.setting(timeout, "25s")).start()
+}
+
+/// Tells how many rows were compared, all of them equal.
+async fn compare_all(
+    session: &Session,
+    cassandra: &Cassandra,
+    postgres: &Postgres,
+    seeds: &[u64],
+) -> anyhow::Result<usize> {
+    let logged = log::changes(cassandra.nodes(), "meeting_")?;
+    let (mut rows, mut differences) = (0, 0);
+    for seed in seeds {
+        let report = compare(session, postgres, &logged, *seed).await.with_context(|| format!("seed {seed}"))?;
+        if report.differences() > 0 {
+            println!("CDC_SEED={seed}\n{report}");
+        }
+        rows += report.rows();
+        differences += report.differences();
+    }
+    ensure!(differences == 0, "{differences} rows differ, seeds {seeds:?}");
+    Ok(rows)
 }
 
 async fn compare(session: &Session, postgres: &Postgres, logged: &Logged, seed: u64) -> anyhow::Result<oracle::Report> {

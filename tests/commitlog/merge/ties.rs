@@ -117,7 +117,7 @@ async fn compare(cassandra: &Cassandra) -> anyhow::Result<()> {
             sent.insert(key.to_be_bytes().to_vec(), (order, expected));
         }
     }
-    let logged = log::changes(&cassandra.node(0).cdc_raw_dir(), KEYSPACE)?;
+    let logged = log::changes(cassandra.nodes(), KEYSPACE)?;
     let (table, partitions) = logged.first().context("nothing was logged")?;
     let (answer, now) = answer::ask(&session, table, partitions.values().flatten()).await?;
     let mut rng = ChaCha8Rng::seed_from_u64(0);

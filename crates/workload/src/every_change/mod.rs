@@ -11,7 +11,7 @@ mod types;
 mod values;
 mod writes;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use rand::{RngExt as _, SeedableRng as _};
@@ -46,6 +46,9 @@ pub struct Options {
     pub variety: Variety,
     /// Only values PostgreSQL can hold.
     pub representable: bool,
+    /// Nodes that hold each partition. With several no counter is deleted: used again, it counts what the replica that
+    /// leads the write knows of before, so Cassandra's answer depends on which one missed the deletion.
+    pub replicas: usize,
 }
 
 /// How much of what is written differs: keys, values and write times.
@@ -84,12 +87,13 @@ struct Sent {
     write: Write,
 }
 
-/// A session that does not wait for what a single node need not wait for.
+/// A session that writes at `LOCAL_QUORUM` and does not wait for what a single node need not wait for.
 pub async fn connect(contact_points: &[String]) -> anyhow::Result<Session> {
     SessionBuilder::new()
         .known_nodes(contact_points)
         .fetch_schema_metadata(false)
-        .auto_await_schema_agreement(false)
+        .auto_await_schema_agreement(contact_points.len() > 1)
+        .schema_agreement_interval(Duration::from_millis(20))
         .build()
         .await
         .with_context(|| format!("connect to Cassandra at {}", contact_points.join(", ")))
@@ -229,9 +233,9 @@ impl EveryChange {
     }
 
     fn schema(&self) -> Vec<String> {
-        let keyspace = &self.options.keyspace;
+        let Options { keyspace, replicas, .. } = &self.options;
         let mut statements = vec![format!(
-            "create keyspace {keyspace} with replication = {{'class': 'SimpleStrategy', 'replication_factor': 1}}"
+            "create keyspace {keyspace} with replication = {{'class': 'SimpleStrategy', 'replication_factor': {replicas}}}"
         )];
         for udt in &self.types.udts {
             let fields = udt.fields.iter().map(|(name, ty)| format!("{} {}", quote(name), self.types.cql(ty)));
@@ -319,6 +323,7 @@ impl EveryChange {
             types: &self.types,
             longest_ttl: self.options.longest_ttl,
             blob_max: self.options.longest_blob,
+            replicas: self.options.replicas,
             earliest: self.options.earliest_write,
             now: self.clock,
             begin: self.begin,
@@ -407,6 +412,7 @@ mod tests {
             longest_blob,
             variety,
             representable: false,
+            replicas: 1,
         };
         let mut changes = EveryChange::new(options);
         (changes.clock, changes.begin) = (0, 0);

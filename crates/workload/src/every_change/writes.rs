@@ -23,6 +23,7 @@ pub(super) struct Writer<'a> {
     pub(super) types: &'a Types,
     pub(super) longest_ttl: i32,
     pub(super) blob_max: usize,
+    pub(super) replicas: usize,
     pub(super) earliest: i64,
     /// Microseconds.
     pub(super) now: i64,
@@ -50,6 +51,7 @@ impl Writer<'_> {
         if table.is_of_counters() {
             return match rng.random_range(0..10) {
                 0..8 => self.counter_update(table, partition, rng),
+                _ if self.replicas > 1 => self.counter_update(table, partition, rng),
                 _ => self.delete(table, partition, context, rng),
             };
         }
