@@ -1,5 +1,8 @@
 //! The `sink:` section.
 
+use std::time::Duration;
+
+use cdc_postgres::FloodLimit;
 use serde::{Deserialize, Serialize};
 
 const GROUP: &str = "cdc-connect";
@@ -8,6 +11,9 @@ const BATCH_ROWS: usize = 5_000;
 const BATCH_BYTES: usize = 8 << 20;
 /// An expired cell is gone within about a second.
 const SWEEP_INTERVAL_MS: u64 = 500;
+/// Far more than single bad rows, and few enough to look at.
+const DLQ_ROWS_MAX: usize = 1_000;
+const DLQ_WINDOW_MS: u64 = 60_000;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -20,6 +26,9 @@ pub struct SinkConfig {
     pub group: String,
     /// Milliseconds between two looks for expired cells.
     pub sweep_interval_ms: u64,
+    /// Dead letters of one table within the window, at most; with more the table halts.
+    pub dlq_rows_max: usize,
+    pub dlq_window_ms: u64,
 }
 
 impl Default for SinkConfig {
@@ -29,6 +38,8 @@ impl Default for SinkConfig {
             batch_bytes: BATCH_BYTES,
             group: GROUP.to_owned(),
             sweep_interval_ms: SWEEP_INTERVAL_MS,
+            dlq_rows_max: DLQ_ROWS_MAX,
+            dlq_window_ms: DLQ_WINDOW_MS,
         }
     }
 }
@@ -49,6 +60,16 @@ impl SinkConfig {
         if !(10..=3_600_000).contains(&self.sweep_interval_ms) {
             faults.push(format!("sink.sweep_interval_ms is {}: use 10 to 3600000", self.sweep_interval_ms));
         }
+        if !(1..=10_000_000).contains(&self.dlq_rows_max) {
+            faults.push(format!("sink.dlq_rows_max is {}: use 1 to 10000000", self.dlq_rows_max));
+        }
+        if !(1_000..=86_400_000).contains(&self.dlq_window_ms) {
+            faults.push(format!("sink.dlq_window_ms is {}: use 1000 to 86400000", self.dlq_window_ms));
+        }
         faults
+    }
+
+    pub(crate) fn flood_limit(&self) -> FloodLimit {
+        FloodLimit { letters: self.dlq_rows_max, window: Duration::from_millis(self.dlq_window_ms) }
     }
 }

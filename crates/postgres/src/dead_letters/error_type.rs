@@ -45,7 +45,8 @@ impl ErrorType {
     }
 
     /// The one of this name; [`Self::Unknown`] if there is none.
-    pub(crate) fn named(name: &str) -> Self {
+    #[must_use]
+    pub fn named(name: &str) -> Self {
         Self::ALL.into_iter().find(|one| one.name() == name).unwrap_or(Self::Unknown)
     }
 

@@ -81,7 +81,8 @@ const UNPUBLISHED: &str = concat!(
 );
 const PUBLISHED: &str = "-- cdc: published dead letters\nupdate _cdc.dlq set published_at = now() \
     where id = any($1::uuid[])";
-const SCHEMAS: &str = "-- cdc: known schemas\nselect schema::text from _cdc.tables where schema is not null";
+const SCHEMAS: &str = "-- cdc: known schemas\nselect schema::text from _cdc.tables where schema is not null \
+    order by table_id";
 /// Not by one that knows less than another writer does.
 const STORE_SCHEMA: &str = "-- cdc: store a schema\nupdate _cdc.tables set schema = $2::text::jsonb where table_id = $1 \
     and (schema is null or jsonb_array_length(schema -> 'columns') <= jsonb_array_length(($2::text::jsonb) -> 'columns')) \

@@ -69,7 +69,11 @@ pub enum Replayed {
     Settled,
 }
 
-/// Decodes a record with definitions of tables.
+/// Changes of one letter.
+type Decoded = Result<Vec<Change>, Undecodable>;
+
+/// Decodes a record with the stored definitions of tables. If it knows a newer one, that must have evolved from the
+/// stored one, so that the columns of both have the same ids.
 pub type Decode<'d> = dyn Fn(&Original, &HashMap<TableId, Arc<TableSchema>>) -> Result<Change, Undecodable> + Sync + 'd;
 
 impl Target {
@@ -86,12 +90,13 @@ impl Target {
     ) -> Result<(), TargetError> {
         for ids in ids.chunks(BATCH) {
             let letters = self.inner.contents(ids.to_vec()).await?;
-            let mut letters: HashMap<Uuid, DeadLetter> = letters.into_iter().map(|one| (one.id, one)).collect();
-            let (tables, lock) = self.lock_schemas().await?;
+            let unresolved = letters.into_iter().filter(|letter| letter.status == "unresolved");
+            let letters: HashMap<Uuid, DeadLetter> = unresolved.map(|letter| (letter.id, letter)).collect();
+            let (mut changes, lock) = self.prepare_replay(&letters, decode).await?;
             for id in ids {
-                let outcome = match letters.remove(id).filter(|letter| letter.status == "unresolved") {
+                let outcome = match changes.remove(id) {
                     None => Replayed::Settled,
-                    Some(letter) => self.replay(&letter, &tables, rehearse, decode).await?,
+                    Some(changes) => self.replay(*id, changes, rehearse).await?,
                 };
                 done(*id, outcome);
             }
@@ -100,13 +105,33 @@ impl Target {
         Ok(())
     }
 
-    /// The definitions of all tables, and what keeps them from changing.
-    async fn lock_schemas(&self) -> Result<(HashMap<TableId, Arc<TableSchema>>, Session), TargetError> {
+    /// The changes of a letter that was read with its contents.
+    pub async fn dead_letter_changes(
+        &self,
+        letter: &DeadLetter,
+        decode: &Decode<'_>,
+    ) -> Result<Result<Vec<Change>, Undecodable>, TargetError> {
+        let tables = self.known_schemas().await?.into_iter().map(|table| (table.id, table)).collect();
+        Ok(changes(letter, &tables, decode))
+    }
+
+    /// The letters' changes by the newest definitions of their tables, and what keeps those from changing.
+    async fn prepare_replay(
+        &self,
+        letters: &HashMap<Uuid, DeadLetter>,
+        decode: &Decode<'_>,
+    ) -> Result<(HashMap<Uuid, Decoded>, Session), TargetError> {
         let mut known = self.known_schemas().await?;
         loop {
-            for table in &known {
-                // Not under the lock, which this takes exclusively where something is new.
-                self.inner.layout(table).await?;
+            let tables: HashMap<TableId, Arc<TableSchema>> =
+                known.iter().map(|table| (table.id, Arc::clone(table))).collect();
+            let decoded: HashMap<Uuid, Decoded> =
+                letters.iter().map(|(id, letter)| (*id, changes(letter, &tables, decode))).collect();
+            // Not under the lock, which preparing takes exclusively. The stored definition first: it knows the most.
+            for table in decoded.values().flatten().flatten().map(|change| &change.table) {
+                for table in tables.get(&table.id).into_iter().chain([table]) {
+                    self.inner.layout(table).await?;
+                }
             }
             let lock =
                 Call::new("-- cdc: hold schemas\nselect pg_advisory_xact_lock_shared($1, 0)").with(PREPARE_CLASS);
@@ -119,21 +144,15 @@ impl Target {
                 }
             };
             if now == known {
-                return Ok((known.into_iter().map(|table| (table.id, table)).collect(), session));
+                return Ok((decoded, session));
             }
             session.rollback().await;
             known = now;
         }
     }
 
-    async fn replay(
-        &self,
-        letter: &DeadLetter,
-        tables: &HashMap<TableId, Arc<TableSchema>>,
-        rehearse: bool,
-        decode: &Decode<'_>,
-    ) -> Result<Replayed, TargetError> {
-        let outcome = match changes(letter, tables, decode) {
+    async fn replay(&self, id: Uuid, changes: Decoded, rehearse: bool) -> Result<Replayed, TargetError> {
+        let outcome = match changes {
             Ok(changes) => self.apply_again(changes, rehearse).await?,
             Err(refused) => Replayed::Refused(refused),
         };
@@ -141,10 +160,10 @@ impl Target {
             return Ok(outcome);
         }
         let call = match &outcome {
-            Replayed::Applied => Call::new(RESOLVE).with(letter.id).with("applied by a replay and seen in the target"),
-            Replayed::Superseded => Call::new(RESOLVE).with(letter.id).with("seen in the target, or newer data is"),
+            Replayed::Applied => Call::new(RESOLVE).with(id).with("applied by a replay and seen in the target"),
+            Replayed::Superseded => Call::new(RESOLVE).with(id).with("seen in the target, or newer data is"),
             Replayed::Refused(Undecodable { error_type, code, message }) => {
-                let call = Call::new(FAIL_AGAIN).with(letter.id).with(error_type.name());
+                let call = Call::new(FAIL_AGAIN).with(id).with(error_type.name());
                 call.with(code.clone()).with(message.replace('\0', "\u{fffd}"))
             }
             Replayed::Settled => return Ok(outcome),
@@ -178,11 +197,7 @@ impl Target {
     }
 }
 
-fn changes(
-    letter: &DeadLetter,
-    tables: &HashMap<TableId, Arc<TableSchema>>,
-    decode: &Decode<'_>,
-) -> Result<Vec<Change>, Undecodable> {
+fn changes(letter: &DeadLetter, tables: &HashMap<TableId, Arc<TableSchema>>, decode: &Decode<'_>) -> Decoded {
     let refused = |code: &str, message: String| Undecodable {
         error_type: ErrorType::SchemaMismatch,
         code: code.to_owned(),

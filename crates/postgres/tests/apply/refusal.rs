@@ -72,6 +72,11 @@ async fn partitions_whose_keys_are_equal_in_postgresql_do_not_mix() -> Result<()
     );
     let applied = target.apply(vec![row(Vec::new(), 1)], &[]).await?;
     assert_eq!(applied.quarantined, 1);
+    let some = |texts: [&str; 2]| texts.map(|text| Some(text.to_owned())).to_vec();
+    assert_eq!(
+        database.rows("select error_type, code from _cdc.dlq order by code").await?,
+        [["CONSTRAINT_VIOLATION", "KEY_COLLISION"], ["CONSTRAINT_VIOLATION", "KEY_UNREPRESENTABLE"]].map(some)
+    );
     Ok(())
 }
 
