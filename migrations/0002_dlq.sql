@@ -36,7 +36,7 @@ update _cdc.dlq set
         when code in ('KEY_UNREPRESENTABLE', 'KEY_COLLISION') or code like 'SQLSTATE_23%' then 'CONSTRAINT_VIOLATION'
         when code in ('SQLSTATE_22001', 'SQLSTATE_22003', 'SQLSTATE_22008', 'SQLSTATE_54000')
             or message like '%outside PostgreSQL''s range' then 'VALUE_OUT_OF_RANGE'
-        when code = 'VALUE_UNREPRESENTABLE' then 'TYPE_CONVERSION'
+        when code in ('VALUE_UNREPRESENTABLE', 'SQLSTATE_22021', 'SQLSTATE_22P02', 'SQLSTATE_22P03', 'SQLSTATE_22P05') then 'TYPE_CONVERSION'
         else 'UNKNOWN' end;
 update _cdc.dlq set history = jsonb_build_array(
     jsonb_build_object('at', first_failed_at, 'error_type', error_type, 'code', code, 'message', message));

@@ -382,6 +382,7 @@ impl Inner {
         match session.run(Frame::Whole, undecoded.into_iter().map(park_record).collect()).await {
             Ok(_) => Ok(applied),
             Err(fault) => {
+                self.floods.give_back(&applied.letters_by_table());
                 session.abandon(&fault).await;
                 Err(TargetError::Database { doing: "set records aside", fault })
             }

@@ -226,7 +226,7 @@ async fn attempt(
                 .with(work.context.fence.iter().map(|advance| advance.position.clone()).collect::<Vec<String>>()),
         );
     }
-    session.run(Frame::Commit, calls).await?;
+    session.run(Frame::Commit, calls).await.inspect_err(|_| work.floods.give_back(&applied.letters_by_table()))?;
     Ok(applied)
 }
 

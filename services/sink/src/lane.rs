@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use cdc_kafka::{Record, SchemaFollower};
+use cdc_kafka::{Record, SCHEMA_TOPIC, SchemaFollower};
 use cdc_model::Change;
 use cdc_postgres::{Claim, Disposition};
 use cdc_runtime::Lifecycle;
@@ -18,7 +18,7 @@ use crate::{
 
 /// Fetches that may wait for decoding; their bytes are bounded by [`Fetch::room`].
 pub(crate) const FETCHES: usize = 256;
-/// While a record waits for this process to be updated, says so this often.
+/// While a record waits, for the schema topic to be read or this process to be updated, says so this often.
 const REMINDER: Duration = Duration::from_secs(10);
 
 /// Records of one partition, in order.
@@ -112,11 +112,15 @@ impl Decoder {
                     })
                 }
                 Poison::Wire(error) if error.awaits_schema() && !read_to_end => {
-                    let reading = soft.run_until_cancelled(self.schemas.read_to_end()).await.ok_or(Ended)?;
-                    reading.map(|()| {
-                        read_to_end = true;
-                        false
-                    })
+                    let reading = soft.run_until_cancelled(self.schemas.read_to_end());
+                    if let Ok(read) = tokio::time::timeout(REMINDER, reading).await {
+                        let read = read.ok_or(Ended)?;
+                        read_to_end = read.is_ok();
+                        read.map(|()| false)
+                    } else {
+                        tracing::warn!(at = %record.at, offset = record.offset, "reading waits for {SCHEMA_TOPIC}");
+                        Ok(false)
+                    }
                 }
                 Poison::Wire(error) if error.awaits_schema() && self.is_written_by_a_newer_release(record) => {
                     tracing::error!(at = %record.at, offset = record.offset, "reading waits: {error}; update this sink");

@@ -37,7 +37,7 @@ impl Floods {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Counts letters about to be written.
+    /// Counts letters about to be written, all or none.
     ///
     /// # Errors
     /// [`TargetError::Flood`] if they are too many; then none may be written.
@@ -45,19 +45,30 @@ impl Floods {
         let now = Instant::now();
         self.with(|floods| {
             for (table, more) in letters {
-                let fresh = Flood { since: now, letters: 0, tripped: false };
-                let flood = floods.entry(table.clone()).or_insert(fresh);
+                let fresh = || Flood { since: now, letters: 0, tripped: false };
+                let flood = floods.entry(table.clone()).or_insert_with(fresh);
                 if !flood.tripped && now - flood.since > limit.window {
-                    *flood = Flood { since: now, letters: 0, tripped: false };
+                    *flood = fresh();
                 }
-                flood.letters += more;
-                flood.tripped |= flood.letters > limit.letters;
-                if flood.tripped {
+                if flood.tripped || flood.letters + more > limit.letters {
+                    flood.tripped = true;
                     return Err(TargetError::Flood { table: table.clone(), limit });
                 }
             }
+            for (table, more) in letters {
+                floods.entry(table.clone()).and_modify(|flood| flood.letters += more);
+            }
             Ok(())
         })
+    }
+
+    /// Admitted, but not written: they will be counted again.
+    pub(crate) fn give_back(&self, letters: &BTreeMap<String, usize>) {
+        self.with(|floods| {
+            for (table, less) in letters {
+                floods.entry(table.clone()).and_modify(|flood| flood.letters = flood.letters.saturating_sub(*less));
+            }
+        });
     }
 
     /// Those of the tables that have tripped.
@@ -84,6 +95,10 @@ mod tests {
     fn a_tripped_table_admits_nothing_until_a_batch_passes_and_others_are_not_touched() {
         let (floods, limit) = (Floods::default(), FloodLimit { letters: 3, window: Duration::from_secs(3600) });
         let one = |table: &str, letters: usize| BTreeMap::from([(table.to_owned(), letters)]);
+        for _ in 0..10 {
+            assert!(floods.admit(limit, &one("shop.orders", 2)).is_ok());
+            floods.give_back(&one("shop.orders", 2));
+        }
         assert!(floods.admit(limit, &one("shop.orders", 3)).is_ok());
         assert!(floods.admit(limit, &one("shop.orders", 1)).is_err());
         assert!(floods.admit(FloodLimit { window: Duration::ZERO, ..limit }, &one("shop.orders", 1)).is_err());

@@ -55,6 +55,8 @@ const IDS: &str = concat!(
     matching!(),
     " order by first_failed_at, id limit $7"
 );
+const RECORDS: &str = "-- cdc: records among dead letters\nselect exists (select from _cdc.dlq \
+    where id = any($1::uuid[]) and state is null)";
 const SUMMARY: &str = concat!(
     "-- cdc: sum up dead letters\nselect coalesce(table_name, original_topic), error_type, code, status, count(*), \
      sum(attempts)::bigint, ",
@@ -347,6 +349,12 @@ impl Target {
     pub async fn dead_letter_ids(&self, filter: &LetterFilter) -> Result<Vec<Uuid>, TargetError> {
         let call = filtered(IDS, filter).with(filter.limit.map(i64::from));
         Ok(self.inner.ask("find dead letters", call).await?.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Whether any of these is a record that was not decoded, so that a replay needs schemas.
+    pub async fn hold_records(&self, ids: &[Uuid]) -> Result<bool, TargetError> {
+        let rows = self.inner.ask("look for records among dead letters", Call::new(RECORDS).with(ids.to_vec())).await?;
+        Ok(rows.iter().any(|row| row.get(0)))
     }
 
     /// Letters by table, cause and status; the limit does not apply.

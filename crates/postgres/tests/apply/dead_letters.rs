@@ -407,3 +407,29 @@ async fn letters_are_found_by_what_is_known_of_them() -> Result<()> {
     assert!(!serde_json::to_string(&letter)?.contains("eA=="));
     Ok(())
 }
+
+#[tokio::test]
+async fn what_was_in_quarantine_before_the_migration_is_a_dead_letter_after_it() -> Result<()> {
+    let database = Database::create().await?;
+    let client = database.client().await?;
+    client.batch_execute("create schema _cdc").await?;
+    client.batch_execute(include_str!("../../../../migrations/0001_cdc_schema.sql")).await?;
+    client
+        .batch_execute(
+            "insert into _cdc.quarantine (id, table_id, table_name, node, position, code, message, partition_key, state)
+             select md5(code)::uuid, md5('')::uuid, 'shop.orders', md5('')::uuid, '1:1', code, message, '', ''
+             from (values ('KEY_COLLISION', ''), ('VALUE_UNREPRESENTABLE', 'text contains a NUL character'),
+                 ('VALUE_UNREPRESENTABLE2', 'date lies outside PostgreSQL''s range'), ('SQLSTATE_22P02', '')) as t(code, message)",
+        )
+        .await?;
+    client.batch_execute(include_str!("../../../../migrations/0002_dlq.sql")).await?;
+    let some = |texts: [&str; 2]| texts.map(|text| Some(text.to_owned())).to_vec();
+    assert_eq!(
+        database.rows("select error_type, history -> 0 ->> 'error_type' from _cdc.dlq order by 1").await?,
+        ["CONSTRAINT_VIOLATION", "TYPE_CONVERSION", "TYPE_CONVERSION", "VALUE_OUT_OF_RANGE"].map(|ty| some([ty, ty]))
+    );
+    let uncommented = "select count(*) from pg_attribute where attrelid = '_cdc.dlq'::regclass and attnum > 0 \
+        and not attisdropped and col_description(attrelid, attnum) is null";
+    assert_eq!(database.number(uncommented).await?, 0);
+    Ok(())
+}

@@ -6,7 +6,9 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use cdc_kafka::{Headers, KafkaConfig, Outgoing, Publisher, SCHEMA_TOPIC, SchemaFollower, partition_of};
 use cdc_model::{Change, ChangeBody, TableSchema};
-use cdc_postgres::{Delivery, LetterFilter, Replayed, Target};
+use cdc_postgres::{Delivery, LetterFilter, Replayed, StreamName, Target};
+use cdc_runtime::Lifecycle;
+use cdc_sink::{Applier, Batch, SinkConfig, SinkMetrics};
 use cdc_wire::{encode_change, schema_key};
 
 use crate::world::{Sink, World, eventually, insert, table};
@@ -164,6 +166,7 @@ async fn a_record_whose_schema_comes_later_is_replayed_and_no_sink_is_disturbed(
     let (orders, other) = (table(&world.name("orders"), "v"), table(&world.name("other"), "v"));
     let publisher = world.publisher(&[&other]).await;
     publisher.ensure_topics(&[Arc::clone(&orders), Arc::clone(&other)]).await.unwrap();
+    let target = Target::connect(&world.postgres).await.unwrap();
     let sink = Sink::start(&world);
     world.send(&publisher, &orders, 0..100).await;
     eventually("all are set aside", async || world.offsets().await == 100).await;
@@ -171,7 +174,6 @@ async fn a_record_whose_schema_comes_later_is_replayed_and_no_sink_is_disturbed(
     publisher.publish_schema(&orders).await.unwrap();
     let schemas = SchemaFollower::start(&world.kafka).unwrap();
     schemas.read_to_end().await.unwrap();
-    let target = Target::connect(&world.postgres).await.unwrap();
     let ids = target.dead_letter_ids(&LetterFilter::default()).await.unwrap();
     let mut applied = 0;
     let decode = |original: &_, stored: &_| cdc_sink::decode_again(original, stored, Some(&schemas));
@@ -296,4 +298,30 @@ async fn a_flood_halts_its_topic_with_a_cause_while_others_flow_and_goes_on_once
     world.rows(&bad, 500).await;
     eventually("every record is accounted for", async || world.offsets().await == 600).await;
     sink.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_direct_mode_a_letter_is_in_the_database_alone_and_the_position_goes_on() {
+    let world = World::new("direct").await;
+    let orders = table(&world.name("orders"), "v");
+    let target = cdc_sink::connect(&world.postgres).await.unwrap();
+    let lifecycle = Lifecycle::new();
+    let (metrics, config) = (Arc::<SinkMetrics>::default(), SinkConfig { dlq_rows_max: 2, ..SinkConfig::default() });
+    let stream = StreamName("node:direct".to_owned());
+    let applier = Applier::start(target, stream, &config, Arc::clone(&metrics), &lifecycle).await.unwrap();
+    let nul = |key| with_value(&orders, key, "\0");
+    applier.batches.send(Batch { changes: vec![insert(&orders, 0), nul(1)], upto: "1:1".to_owned() }).await.unwrap();
+    let mut durable = applier.durable.clone();
+    durable.wait_for(|position| position.as_deref() == Some("1:1")).await.unwrap();
+    assert_eq!((world.count(&orders).await, metrics.status().rows_quarantined), (1, 1));
+    assert_eq!(world.number("select count(*) from _cdc.dlq where published_at is null").await, 1);
+    assert_eq!(world.number("select count(*) from _cdc.dlq where original_topic is not null").await, 0);
+
+    applier.batches.send(Batch { changes: vec![nul(2), nul(3)], upto: "1:2".to_owned() }).await.unwrap();
+    eventually("it is halted", async || metrics.status().failing.values().any(|why| why.contains("dlq_rows_max")))
+        .await;
+    assert_eq!(durable.borrow().as_deref(), Some("1:1"));
+    assert_eq!(world.number("select count(*) from _cdc.dlq").await, 1);
+    lifecycle.stop_now();
+    lifecycle.finish(std::time::Duration::ZERO).await;
 }
