@@ -130,8 +130,7 @@ impl Servers {
             let report = oracle::compare(&session, &postgres, "shop", &shop::TABLES).await.unwrap();
             assert_eq!(report.differences(), 0, "{report}");
             assert!(report.rows() > 100, "the load left next to nothing to compare: {report}");
-            let quarantined: i64 =
-                postgres.query_one("select count(*) from _cdc.quarantine", &[]).await.unwrap().get(0);
+            let quarantined: i64 = postgres.query_one("select count(*) from _cdc.dlq", &[]).await.unwrap().get(0);
             assert_eq!(quarantined, 0);
         });
     }

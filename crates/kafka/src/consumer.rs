@@ -13,7 +13,7 @@ use rdkafka::{
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext},
     error::KafkaError as Driver,
-    message::BorrowedMessage,
+    message::{BorrowedMessage, Headers as _},
     types::{RDKafkaErrorCode, RDKafkaRespErr},
 };
 
@@ -56,11 +56,23 @@ pub trait Assignment: Send + Sync + 'static {
 pub struct Record {
     pub at: TopicPartition,
     pub offset: i64,
-    pub key: Bytes,
-    /// Empty for a record without value.
-    pub payload: Bytes,
+    pub key: Option<Bytes>,
+    pub payload: Option<Bytes>,
     /// Milliseconds since 1970, if the record carries a time.
     pub timestamp_ms: Option<i64>,
+    pub headers: Headers,
+}
+
+/// Names and values, in the record's order.
+pub type Headers = Vec<(String, Option<Bytes>)>;
+
+impl Record {
+    /// Of key, value and headers.
+    pub fn bytes(&self) -> usize {
+        let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + length(value)).sum();
+        length(&self.key) + length(&self.payload) + headers
+    }
 }
 
 pub struct Consumer<A: Assignment> {
@@ -149,6 +161,14 @@ impl<A: Assignment> ConsumerContext for Context<A> {
     }
 }
 
+/// None if a name is not UTF-8, where the driver panics: a foreign record must not end the process, and what it says
+/// in its headers is not needed to apply it.
+fn headers(message: &BorrowedMessage<'_>) -> Headers {
+    let Some(headers) = message.headers() else { return Vec::new() };
+    let read = || headers.iter().map(|h| (h.key.to_owned(), h.value.map(Bytes::copy_from_slice))).collect();
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).unwrap_or_default()
+}
+
 fn partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
     list.elements().iter().map(|e| TopicPartition { topic: e.topic().into(), partition: e.partition() }).collect()
 }
@@ -203,9 +223,10 @@ impl<A: Assignment> Consumer<A> {
         Record {
             at,
             offset,
-            key: message.key().map(Bytes::copy_from_slice).unwrap_or_default(),
-            payload: message.payload().map(Bytes::copy_from_slice).unwrap_or_default(),
+            key: message.key().map(Bytes::copy_from_slice),
+            payload: message.payload().map(Bytes::copy_from_slice),
             timestamp_ms: message.timestamp().to_millis(),
+            headers: headers(message),
         }
     }
 

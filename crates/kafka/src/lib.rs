@@ -17,8 +17,8 @@ mod publisher;
 mod topic;
 
 pub use config::{Compression, KafkaConfig};
-pub use consumer::{Assignment, Consumer, Record, Start, TopicPartition};
+pub use consumer::{Assignment, Consumer, Headers, Record, Start, TopicPartition};
 pub use error::KafkaError;
 pub use follower::SchemaFollower;
-pub use publisher::{Publisher, PublisherCounts};
-pub use topic::{DEAD_LETTER_SIZE, DEAD_LETTER_TOPIC, POSITION_HEADER, SCHEMA_TOPIC, TopicTemplate};
+pub use publisher::{Outgoing, Publisher, PublisherCounts};
+pub use topic::{DEAD_LETTER_SIZE, DEAD_LETTER_TOPIC, POSITION_HEADER, SCHEMA_TOPIC, TopicTemplate, partition_of};

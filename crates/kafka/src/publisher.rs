@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use cdc_model::{Change, SegmentPosition, TableId, TableSchema};
 use cdc_wire::{encode_change_into, encode_schema, schema_key};
 use rdkafka::{
@@ -49,6 +50,17 @@ pub struct Publisher {
     template: TopicTemplate,
     topics: Mutex<HashMap<TableId, Arc<str>>>,
     shared: Arc<Shared>,
+}
+
+/// A record to be sent by itself.
+#[derive(Clone, Copy, Default)]
+pub struct Outgoing<'r> {
+    pub topic: &'r str,
+    /// Left to the key unless given.
+    pub partition: Option<i32>,
+    pub key: Option<&'r [u8]>,
+    pub payload: Option<&'r [u8]>,
+    pub headers: &'r [(String, Option<Bytes>)],
 }
 
 /// Records since the start.
@@ -226,10 +238,21 @@ impl Publisher {
 
     /// Sends one record to any topic and waits until it is acknowledged.
     pub async fn publish(&self, topic: &str, key: &[u8], payload: &[u8]) -> Result<(), KafkaError> {
+        self.publish_record(Outgoing { topic, key: Some(key), payload: Some(payload), ..Outgoing::default() }).await
+    }
+
+    /// As [`Self::publish`].
+    pub async fn publish_record(&self, record: Outgoing<'_>) -> Result<(), KafkaError> {
+        let Outgoing { topic, partition, key, payload, headers } = record;
+        let bytes = payload.map_or(0, <[u8]>::len);
         let (ticket, answer) = self.shared.with(Acknowledgements::open_single);
-        let mut record = BaseRecord::with_opaque_to(topic, ticket).key(key).payload(payload);
+        let headers = headers.iter().fold(OwnedHeaders::new_with_capacity(headers.len()), |headers, (key, value)| {
+            headers.insert(Header { key, value: value.as_deref() })
+        });
+        let mut record = BaseRecord::with_opaque_to(topic, ticket).headers(headers);
+        (record.partition, record.key, record.payload) = (partition, key, payload);
         while let Err((error, back)) = self.producer.send(record) {
-            self.wait_for_room(topic, payload.len(), error).await?;
+            self.wait_for_room(topic, bytes, error).await?;
             record = back;
         }
         answer.await.unwrap_or_else(|_| Err(KafkaError::Fatal("the producer was closed".to_owned())))

@@ -8,12 +8,37 @@ use crate::KafkaError;
 
 /// Compacted; every table's schema under its id.
 pub const SCHEMA_TOPIC: &str = "cdc-schemas";
-/// Records that could not be decoded.
+/// Records and changes that could not be applied, one JSON object each.
 pub const DEAD_LETTER_TOPIC: &str = "dlq-events";
 /// How many times [`crate::KafkaConfig::message_bytes_max`] a dead letter may be.
 pub const DEAD_LETTER_SIZE: usize = 3;
 /// Header with the position the change was captured at, as `segment:offset`.
 pub const POSITION_HEADER: &str = "cdc-position";
+
+/// Where the producers' partitioner (Java's, `murmur2`) puts a key.
+pub fn partition_of(key: &[u8], partitions: i32) -> i32 {
+    (murmur2(key) & 0x7fff_ffff).cast_signed() % partitions.max(1)
+}
+
+fn murmur2(key: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    // As Kafka's own: the length is that of an int.
+    #[expect(clippy::cast_possible_truncation, reason = "a key of 4 GiB is no key")]
+    let mut hash = 0x9747_b28c ^ key.len() as u32;
+    let (words, rest) = key.as_chunks::<4>();
+    for word in words {
+        let mut k = u32::from_le_bytes(*word).wrapping_mul(M);
+        k ^= k >> 24;
+        hash = hash.wrapping_mul(M) ^ k.wrapping_mul(M);
+    }
+    if !rest.is_empty() {
+        hash ^= rest.iter().rev().fold(0, |tail, byte| (tail << 8) | u32::from(*byte));
+        hash = hash.wrapping_mul(M);
+    }
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(M);
+    hash ^ (hash >> 15)
+}
 
 const TABLE: &str = "{table}";
 const KEYSPACE: &str = "{keyspace}";
@@ -103,6 +128,21 @@ mod tests {
             "{error}"
         );
         assert_eq!(TopicTemplate::new("cdc.{keyspace}.{table}").topics(&tables).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn keys_hash_as_in_kafka() {
+        // From Kafka's UtilsTest.testMurmur2.
+        let known: [(&[u8], i32); 5] = [
+            (b"21", -973_932_308),
+            (b"foobar", -790_332_482),
+            (b"a-little-bit-long-string", -985_981_536),
+            (b"a-little-bit-longer-string", -1_486_304_829),
+            (b"abc", 479_470_107),
+        ];
+        for (key, hash) in known {
+            assert_eq!(murmur2(key).cast_signed(), hash);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use bytes::Bytes;
 use cdc_model::{Change, ChangeBody, Clustering, PartitionTombstones, Provenance, RowState, TableId, Token, token};
 
-use crate::layout::Layout;
+use crate::{dead_letters::ErrorType, layout::Layout};
 
 /// Number of groups the partitions of a table are locked in. Small enough that the locks of all connections on many
 /// tables fit PostgreSQL's lock table (6400 entries by default), large enough that deletions rarely meet.
@@ -38,6 +38,7 @@ pub(crate) enum Body {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Refusal {
+    pub(crate) error_type: ErrorType,
     pub(crate) code: String,
     pub(crate) column: Option<String>,
     /// Without values.

@@ -1,6 +1,10 @@
 //! What can go wrong between us and PostgreSQL, and what to do about it.
 
-use crate::StreamName;
+use crate::{
+    StreamName,
+    batch::Refusal,
+    dead_letters::{ErrorType, FloodLimit},
+};
 
 /// What the caller of a failed operation should do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +33,16 @@ pub enum TargetError {
     State { table: String, error: cdc_model::StateError },
     #[error("rows kept changing under {attempts} attempts to write them")]
     Contended { attempts: usize },
+    /// Only where nothing may be set aside, as in a replay.
+    #[error("{message}")]
+    Refused { error_type: ErrorType, code: String, message: String },
+    #[error(
+        "more than {} changes of {table} would be set aside within {:?}, so the cause is hardly in single rows: see \
+         `cdc dlq stats`, remove the cause, or raise sink.dlq_rows_max and restart",
+        limit.letters,
+        limit.window
+    )]
+    Flood { table: String, limit: FloodLimit },
 }
 
 impl TargetError {
@@ -37,7 +51,8 @@ impl TargetError {
             Self::Connect { fault, .. } | Self::Database { fault, .. } => fault.disposition(),
             Self::Pool(_) | Self::Contended { .. } => Disposition::Retry,
             Self::Migrate { disposition, .. } => *disposition,
-            Self::Layout { .. } | Self::State { .. } => Disposition::Halt,
+            Self::Refused { .. } => Disposition::Quarantine,
+            Self::Layout { .. } | Self::State { .. } | Self::Flood { .. } => Disposition::Halt,
         }
     }
 
@@ -76,7 +91,16 @@ pub struct Fault {
     pub(crate) kind: FaultKind,
     /// SQLSTATE; `None` if PostgreSQL did not answer.
     pub(crate) sqlstate: Option<String>,
+    /// What PostgreSQL names beside the message.
+    at: Option<Box<Place>>,
     text: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Place {
+    column: Option<String>,
+    /// The violated constraint or unique index.
+    constraint: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,8 +133,22 @@ impl Fault {
         }
     }
 
+    /// Of a row it condemns, without values.
+    pub(crate) fn refusal(&self) -> Refusal {
+        let sqlstate = self.sqlstate.as_deref().unwrap_or_default();
+        Refusal {
+            error_type: ErrorType::of_sqlstate(sqlstate),
+            code: format!("SQLSTATE_{sqlstate}"),
+            column: self.at.as_ref().and_then(|at| at.column.clone()),
+            message: match self.at.as_ref().and_then(|at| at.constraint.as_ref()) {
+                Some(name) => format!("constraint {name} of the target table does not admit the row"),
+                None => "PostgreSQL does not take a value or key of the row".to_owned(),
+            },
+        }
+    }
+
     pub(crate) fn connection(text: String) -> Self {
-        Self { kind: FaultKind::Connection, sqlstate: None, text }
+        Self { kind: FaultKind::Connection, sqlstate: None, at: None, text }
     }
 
     /// By SQLSTATE: single codes first, then classes.
@@ -147,7 +185,7 @@ impl Fault {
             | FaultKind::Access
             | FaultKind::Unknown => message.to_owned(),
         };
-        Self { kind, sqlstate: Some(sqlstate.to_owned()), text }
+        Self { kind, sqlstate: Some(sqlstate.to_owned()), at: None, text }
     }
 }
 
@@ -167,14 +205,20 @@ impl From<tokio_postgres::Error> for Fault {
 impl From<&tokio_postgres::Error> for Fault {
     fn from(error: &tokio_postgres::Error) -> Self {
         match error.as_db_error() {
-            Some(db) => Self::of_sqlstate(db.code().code(), db.message()),
+            Some(db) => Self {
+                at: Some(Box::new(Place {
+                    column: db.column().map(str::to_owned),
+                    constraint: db.constraint().map(str::to_owned),
+                })),
+                ..Self::of_sqlstate(db.code().code(), db.message())
+            },
             None => {
                 let source = std::error::Error::source(error);
                 let io = source.is_some_and(|source| source.is::<std::io::Error>());
                 let lost = error.is_closed() || io || error.to_string().starts_with("timeout");
                 let kind = if lost { FaultKind::Connection } else { FaultKind::Unknown };
                 let cause = source.map(|cause| format!(": {cause}")).unwrap_or_default();
-                Self { kind, sqlstate: None, text: format!("{error}{cause}") }
+                Self { kind, sqlstate: None, at: None, text: format!("{error}{cause}") }
             }
         }
     }

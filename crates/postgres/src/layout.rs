@@ -60,7 +60,7 @@
 //!
 //! A change PostgreSQL cannot hold (text with a NUL character, a timestamp outside its range, a number beyond
 //! `numeric`, a key column of no value, a `time` key of fractional microseconds, a key `-0.0`) goes to
-//! `_cdc.quarantine`, complete but for no value in its message; all other rows go on. Two partitions whose keys are
+//! `_cdc.dlq`, complete but for no value in its message; all other rows go on. Two partitions whose keys are
 //! equal in PostgreSQL though not in Cassandra (`decimal` 1.5 and 1.50) collide: the second is quarantined.
 //!
 //! Within a partition Cassandra itself takes such values for one clustering key, one element of a set, one key of a map,

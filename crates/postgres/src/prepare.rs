@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// First key of the advisory lock under which tables are prepared, one at a time.
-const PREPARE_CLASS: i32 = 0x0cdc_0002;
+pub(crate) const PREPARE_CLASS: i32 = 0x0cdc_0002;
 
 /// Brings the targets of a table up to date, in one transaction under a lock, so that several processes may do it at
 /// once. Nothing is locked or written where nothing is missing.

@@ -1,7 +1,7 @@
 //! The target database.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, PoisonError, RwLock},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -15,16 +15,17 @@ use tokio::task::JoinSet;
 use tokio_postgres::types::Type;
 
 use crate::{
-    Advance, ApplyError, Claim, PostgresConfig, StreamName, TargetError,
+    Advance, ApplyError, Claim, ErrorType, FloodLimit, Origins, PostgresConfig, StreamName, TargetError, Undecoded,
     array::Array,
     batch::{Body, Refusal, Unit, fold},
     connect,
+    dead_letters::{Floods, park_record},
     layout::{Layout, Relation},
     prepare::prepare,
     purge::purge,
     session::{Call, Frame, Session},
     stream::{CLAIM, FENCE_CLASS, fence_key},
-    transact::{Failure, Work, transact},
+    transact::{Failure, Work, contains, transact},
     value::timestamptz,
 };
 
@@ -39,14 +40,30 @@ const SWEEP: i64 = 1000;
 const ATTEMPTS: usize = 6;
 
 /// What an apply did; rows are counted once per batch, however many changes they had.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Applied {
     /// Also those that a deletion of their partition or range changed.
     pub rows_written: usize,
     /// Rows whose changes were all known already.
     pub rows_stale: usize,
-    /// Rows or deletions now in `_cdc.quarantine`.
+    /// Rows, deletions or records now in `_cdc.dlq`.
     pub quarantined: usize,
+    /// The same by table (or topic) and cause.
+    pub letters: BTreeMap<(String, ErrorType), usize>,
+}
+
+impl Applied {
+    pub(crate) fn set_aside(&mut self, table: String, error_type: ErrorType) {
+        self.quarantined += 1;
+        *self.letters.entry((table, error_type)).or_default() += 1;
+    }
+
+    pub(crate) fn letters_by_table(&self) -> BTreeMap<String, usize> {
+        self.letters.iter().fold(BTreeMap::new(), |mut tables, ((table, _), letters)| {
+            *tables.entry(table.clone()).or_default() += letters;
+            tables
+        })
+    }
 }
 
 impl std::ops::AddAssign for Applied {
@@ -54,18 +71,34 @@ impl std::ops::AddAssign for Applied {
         self.rows_written += other.rows_written;
         self.rows_stale += other.rows_stale;
         self.quarantined += other.quarantined;
+        for (cause, letters) in other.letters {
+            *self.letters.entry(cause).or_default() += letters;
+        }
     }
+}
+
+/// Changes, what came with them, and how far they reach.
+#[derive(Default)]
+pub struct Delivery<'a> {
+    pub changes: Vec<Change>,
+    pub undecoded: Vec<Undecoded>,
+    /// The records of the changes; direct mode has none.
+    pub origins: Option<Arc<dyn Origins>>,
+    pub commit: &'a [Advance],
+    /// Where dead letters become a halt.
+    pub flood: Option<FloodLimit>,
 }
 
 /// A connected target database. Clones share the pool.
 #[derive(Clone)]
 pub struct Target {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     config: PostgresConfig,
-    pool: Pool,
+    pub(crate) pool: Pool,
+    floods: Floods,
     /// Tables whose targets exist, by the newest version seen.
     layouts: RwLock<HashMap<TableId, Arc<Layout>>>,
 }
@@ -78,7 +111,12 @@ impl Target {
     pub fn connect(config: &PostgresConfig) -> BoxFuture<'_, Result<Self, TargetError>> {
         Box::pin(async move {
             connect::migrate(config).await?;
-            let inner = Inner { config: config.clone(), pool: connect::pool(config)?, layouts: RwLock::default() };
+            let inner = Inner {
+                config: config.clone(),
+                pool: connect::pool(config)?,
+                floods: Floods::default(),
+                layouts: RwLock::default(),
+            };
             Ok(Self { inner: Arc::new(inner) })
         })
     }
@@ -115,7 +153,7 @@ impl Target {
 
     /// Merges changes into the target and moves positions. Rows are durable no later than positions: together in one
     /// transaction if they are few, else rows first, over all connections. What the target cannot hold is put into
-    /// `_cdc.quarantine` and counted; it fails nothing.
+    /// `_cdc.dlq` and counted; it fails nothing.
     ///
     /// # Errors
     /// [`ApplyError::Fenced`] if a stream was claimed anew; then nothing more of this batch was or will be written.
@@ -126,13 +164,39 @@ impl Target {
         commit: &'a [Advance],
     ) -> BoxFuture<'a, Result<Applied, ApplyError>> {
         Box::pin(async move {
-            let units = self.inner.fold(changes).await?;
-            let context = Context { fence: commit.to_vec(), now: now() };
-            if units.len() <= SMALL && units.iter().map(Unit::weight).sum::<usize>() <= CHUNK_BYTES {
-                return self.inner.write(units, &context, true).await;
+            let applied = self.deliver(Delivery { changes, commit, ..Delivery::default() }).await?;
+            if applied.quarantined > 0 {
+                self.deliver(Delivery { commit, ..Delivery::default() }).await?;
             }
-            let mut applied = Arc::clone(&self.inner).write_sharded(units, &context).await?;
-            applied += self.inner.write(Vec::new(), &context, true).await?;
+            Ok(applied)
+        })
+    }
+
+    /// As [`Self::apply`], but if anything was put into `_cdc.dlq` the positions stay where they are, so that the
+    /// caller can tell others before it delivers nothing but the positions.
+    ///
+    /// # Errors
+    /// As [`Self::apply`]; and [`TargetError::Flood`] if a table has too many dead letters, when those of this delivery
+    /// that exceed the limit were not written.
+    pub fn deliver<'a>(&'a self, delivery: Delivery<'a>) -> BoxFuture<'a, Result<Applied, ApplyError>> {
+        Box::pin(async move {
+            let Delivery { changes, undecoded, origins, commit, flood } = delivery;
+            let units = self.inner.fold(changes).await?;
+            let context = Context { fence: commit.to_vec(), origins, flood, ..Context::new(Purpose::Park) };
+            let halted = self.inner.floods.halted(units.iter().map(|unit| &*unit.layout.schema));
+            let together = units.len() <= SMALL && units.iter().map(Unit::weight).sum::<usize>() <= CHUNK_BYTES;
+            let mut applied = if together {
+                self.inner.write(units, &context, undecoded.is_empty()).await?
+            } else {
+                Arc::clone(&self.inner).write_sharded(units, &context).await?
+            };
+            applied += self.inner.park(undecoded, &context).await?;
+            if applied.quarantined == 0 {
+                self.inner.floods.passed(&halted);
+                if !together {
+                    applied += self.inner.write(Vec::new(), &context, true).await?;
+                }
+            }
             Ok(applied)
         })
     }
@@ -146,7 +210,7 @@ impl Target {
             for layout in layouts {
                 for relation in std::iter::once(&layout.rows).chain(&layout.statics) {
                     let units = self.inner.expired(&layout, relation, now).await?;
-                    let context = Context { fence: Vec::new(), now };
+                    let context = Context { now, ..Context::new(Purpose::Park) };
                     let applied = self.inner.write(units, &context, false).await.map_err(|error| match error {
                         ApplyError::Target(error) => error,
                         ApplyError::Fenced { .. } => unreachable!("the sweeper has no claim to lose"),
@@ -180,10 +244,31 @@ fn now() -> LocalTime {
     LocalTime(i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX - 1))
 }
 
+/// What becomes of the units that cannot be written, and of the others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Purpose {
+    /// They become dead letters.
+    Park,
+    /// They are an error, and nothing is written.
+    Refuse,
+    /// As [`Self::Refuse`], but nothing is written in any case.
+    Rehearse,
+}
+
 #[derive(Clone)]
-struct Context {
-    fence: Vec<Advance>,
-    now: LocalTime,
+pub(crate) struct Context {
+    pub(crate) purpose: Purpose,
+    /// Claims that must still hold.
+    pub(crate) fence: Vec<Advance>,
+    pub(crate) now: LocalTime,
+    pub(crate) origins: Option<Arc<dyn Origins>>,
+    pub(crate) flood: Option<FloodLimit>,
+}
+
+impl Context {
+    pub(crate) fn new(purpose: Purpose) -> Self {
+        Self { purpose, fence: Vec::new(), now: now(), origins: None, flood: None }
+    }
 }
 
 impl Inner {
@@ -192,19 +277,23 @@ impl Inner {
     }
 
     /// The layout of a table, whose targets exist once this returns.
-    async fn layout(&self, table: &Arc<TableSchema>) -> Result<Arc<Layout>, TargetError> {
+    pub(crate) async fn layout(&self, table: &Arc<TableSchema>) -> Result<Arc<Layout>, TargetError> {
         let known = self.layouts().get(&table.id).cloned();
         if let Some(layout) = known.filter(|layout| Arc::ptr_eq(&layout.schema, table) || layout.covers(table)) {
             return Ok(layout);
         }
         let layout = Arc::new(Layout::new(&self.config, Arc::clone(table))?);
+        // Stored before any row is written with it, see `dead_letters::replay`; a table is registered by the preparing.
+        self.store_schema(table).await?;
         let mut client = self.pool.get().await.map_err(|error| TargetError::from_pool(&error))?;
         prepare(&mut client, &layout).await?;
+        drop(client);
+        self.store_schema(table).await?;
         self.layouts.write().unwrap_or_else(PoisonError::into_inner).insert(table.id, Arc::clone(&layout));
         Ok(layout)
     }
 
-    async fn fold(&self, changes: Vec<Change>) -> Result<Vec<Unit>, TargetError> {
+    pub(crate) async fn fold(&self, changes: Vec<Change>) -> Result<Vec<Unit>, TargetError> {
         let mut layouts: HashMap<TableId, Arc<Layout>> = HashMap::new();
         let mut last: Option<&Arc<TableSchema>> = None;
         for table in changes.iter().map(|change| &change.table) {
@@ -248,7 +337,7 @@ impl Inner {
     }
 
     /// Writes units in one transaction, or in as many as it takes to find those that can never be written.
-    fn write<'a>(
+    pub(crate) fn write<'a>(
         &'a self,
         mut units: Vec<Unit>,
         context: &'a Context,
@@ -260,11 +349,14 @@ impl Inner {
             }
             for attempt in 0..ATTEMPTS {
                 let exclusive = attempt > 0;
-                let work = Work { units: &units, fence: &context.fence, positions, now: context.now, exclusive };
+                let work = Work { units: &units, context, positions, floods: &self.floods, exclusive };
                 match transact(&self.pool, &work).await {
                     Ok(applied) => return Ok(applied),
                     Err(Failure::Again) => {}
                     Err(Failure::Fenced(stream)) => return Err(ApplyError::Fenced { stream }),
+                    Err(Failure::Refused(Refusal { error_type, code, message, .. })) => {
+                        return Err(TargetError::Refused { error_type, code, message }.into());
+                    }
                     Err(Failure::Other(error)) => return Err(error.into()),
                     Err(Failure::Data(fault)) => match units.as_mut_slice() {
                         [] => return Err(TargetError::Database { doing: "move positions", fault }.into()),
@@ -273,15 +365,14 @@ impl Inner {
                             return Err(TargetError::Database { doing: "quarantine a change", fault }.into());
                         }
                         [unit] => {
-                            let code = format!("SQLSTATE_{}", fault.sqlstate.as_deref().unwrap_or_default());
-                            unit.refused = Some(Refusal { code, column: None, message: fault.to_string() });
+                            unit.refused = Some(fault.refusal());
                             return self.write(units, context, positions).await;
                         }
                         _ => {
                             let rest = units.split_off(units.len() / 2);
                             let mut applied = self.write(units, context, false).await?;
                             applied += self.write(rest, context, false).await?;
-                            applied += self.write(Vec::new(), context, positions).await?;
+                            applied += self.write(Vec::new(), context, positions && applied.quarantined == 0).await?;
                             return Ok(applied);
                         }
                     },
@@ -289,6 +380,36 @@ impl Inner {
             }
             Err(TargetError::Contended { attempts: ATTEMPTS }.into())
         })
+    }
+
+    /// Writes records that are no changes; anyone may, because it is harmless to do twice.
+    async fn park(&self, undecoded: Vec<Undecoded>, context: &Context) -> Result<Applied, TargetError> {
+        let mut applied = Applied::default();
+        if undecoded.is_empty() {
+            return Ok(applied);
+        }
+        for record in &undecoded {
+            applied.set_aside(record.name().to_owned(), record.error_type);
+        }
+        if let Some(limit) = context.flood {
+            self.floods.admit(limit, &applied.letters_by_table())?;
+        }
+        let mut session = Session::acquire(&self.pool).await?;
+        match session.run(Frame::Whole, undecoded.into_iter().map(park_record).collect()).await {
+            Ok(_) => Ok(applied),
+            Err(fault) => {
+                self.floods.give_back(&applied.letters_by_table());
+                session.abandon(&fault).await;
+                Err(TargetError::Database { doing: "set records aside", fault })
+            }
+        }
+    }
+
+    /// Whether the target has what the units say, or newer data.
+    pub(crate) async fn contains(&self, units: &[Unit], now: LocalTime) -> Result<bool, TargetError> {
+        let context = Context { now, ..Context::new(Purpose::Refuse) };
+        let work = Work { units, context: &context, positions: false, floods: &self.floods, exclusive: false };
+        contains(&self.pool, &work).await
     }
 
     /// Rows in which something has expired, as units that know nothing new.

@@ -37,8 +37,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use cdc_model::{
-    Clustering, ColumnKind, LocalTime, PartitionTombstones, RowState, StateError, TableId, Token, ValueBytes,
-    encode_row, encode_tombstones,
+    Clustering, ColumnKind, PartitionTombstones, RowState, StateError, TableId, Token, ValueBytes, encode_tombstones,
 };
 use deadpool_postgres::Pool;
 use tokio_postgres::types::Type;
@@ -48,26 +47,24 @@ use self::{
     write::Writes,
 };
 use crate::{
-    Advance, Applied, StreamName, TargetError,
+    Applied, StreamName, TargetError,
     array::Array,
     batch::{Body, Refusal, Unit},
+    dead_letters::{ErrorType, Floods, park_change},
     error::{Fault, FaultKind},
     layout::Layout,
     session::{Call, Frame, Session},
     stream::MOVE_POSITIONS,
+    target::{Context, Purpose},
+    value::Unrepresentable,
 };
 
 /// Clustering of a static row in `_cdc.remains`: no serialised clustering is one byte long.
-const STATIC_ROW: &[u8] = &[0xff];
+pub(crate) const STATIC_ROW: &[u8] = &[0xff];
 
 const WRITE_TOMBSTONES: &str = "-- cdc: write tombstones\ninsert into _cdc.tombstones (table_id, partition_key, state) \
     select $1::uuid, * from unnest($2::bytea[], $3::bytea[]) \
     on conflict (table_id, partition_key) do update set state = excluded.state";
-const QUARANTINE: &str = "-- cdc: quarantine\ninsert into _cdc.quarantine (id, table_id, table_name, column_name, node, \
-    position, code, message, partition_key, clustering, state) \
-    select md5(convert_to($1::uuid::text, 'UTF8') || $8::bytea || coalesce($9::bytea, '\\xfe'::bytea) || $10::bytea)::uuid, \
-    $1::uuid, $2::text, $3::text, $4::uuid, $5::text, $6::text, $7::text, $8::bytea, $9::bytea, $10::bytea \
-    on conflict (id) do nothing";
 
 /// Why a transaction did not commit.
 #[derive(Debug)]
@@ -77,6 +74,8 @@ pub(crate) enum Failure {
     /// One of the units, at least, can never be written.
     Data(Fault),
     Fenced(StreamName),
+    /// A unit was refused where nothing may be set aside.
+    Refused(Refusal),
     Other(TargetError),
 }
 
@@ -89,11 +88,10 @@ impl From<TargetError> for Failure {
 /// What to do in one transaction.
 pub(crate) struct Work<'w> {
     pub(crate) units: &'w [Unit],
-    /// Claims that must still hold.
-    pub(crate) fence: &'w [Advance],
-    /// Whether the positions move too.
+    pub(crate) context: &'w Context,
+    /// Whether the positions move too, provided that nothing is set aside.
     pub(crate) positions: bool,
-    pub(crate) now: LocalTime,
+    pub(crate) floods: &'w Floods,
     pub(crate) exclusive: bool,
 }
 
@@ -143,7 +141,12 @@ pub(crate) async fn transact(pool: &Pool, work: &Work<'_>) -> Result<Applied, Fa
     let mut session = Session::acquire(pool).await?;
     let result = attempt(&mut session, work, &mut tables, &mut refusals, &locks).await;
     match result {
-        Ok(applied) => Ok(applied),
+        Ok(applied) => {
+            if work.context.purpose == Purpose::Rehearse {
+                session.rollback().await;
+            }
+            Ok(applied)
+        }
         Err(Attempt::Fault(fault)) => {
             session.abandon(&fault).await;
             Err(match fault.kind {
@@ -193,13 +196,9 @@ async fn attempt(
     refusals: &mut Vec<(usize, Refusal)>,
     locks: &Locks,
 ) -> Result<Applied, Attempt> {
-    read(session, work, tables, locks).await?;
-    read_partitions(session, tables).await?;
     let mut applied = Applied::default();
     let mut calls = Vec::new();
-    for table in tables.iter_mut() {
-        let mut writes = Writes::new(table.layout);
-        table.merge(work, &mut writes, refusals, &mut applied)?;
+    for (table, writes) in merge(session, work, tables, refusals, locks, &mut applied).await? {
         let exclusive = |token| locks.get(&(class(table.layout.schema.id), crate::batch::bucket(token))) == Some(&true);
         if writes.inserted_remains.iter().any(|token| !exclusive(*token)) {
             return Err(Attempt::Failure(Failure::Again));
@@ -207,18 +206,84 @@ async fn attempt(
         writes.calls(&mut calls);
         table.write_tombstones(&mut calls);
     }
-    applied.quarantined = refusals.len();
-    calls.extend(refusals.iter().map(|(unit, refusal)| quarantine(&work.units[*unit], refusal)));
-    if work.positions && !work.fence.is_empty() {
+    match work.context.purpose {
+        Purpose::Park => calls.extend(park(work, refusals, &mut applied)?),
+        Purpose::Refuse | Purpose::Rehearse => {
+            if let Some((_, refusal)) = refusals.pop() {
+                return Err(Attempt::Failure(Failure::Refused(refusal)));
+            }
+        }
+    }
+    if work.context.purpose == Purpose::Rehearse {
+        session.run(Frame::Inside, calls).await?;
+        return Ok(applied);
+    }
+    if work.positions && refusals.is_empty() && !work.context.fence.is_empty() {
         calls.push(
             Call::new(MOVE_POSITIONS)
-                .with(work.fence.iter().map(|advance| advance.claim.stream.0.clone()).collect::<Vec<String>>())
-                .with(work.fence.iter().map(|advance| advance.claim.epoch).collect::<Vec<i64>>())
-                .with(work.fence.iter().map(|advance| advance.position.clone()).collect::<Vec<String>>()),
+                .with(work.context.fence.iter().map(|advance| advance.claim.stream.0.clone()).collect::<Vec<String>>())
+                .with(work.context.fence.iter().map(|advance| advance.claim.epoch).collect::<Vec<i64>>())
+                .with(work.context.fence.iter().map(|advance| advance.position.clone()).collect::<Vec<String>>()),
         );
     }
-    session.run(Frame::Commit, calls).await?;
+    session.run(Frame::Commit, calls).await.inspect_err(|_| work.floods.give_back(&applied.letters_by_table()))?;
     Ok(applied)
+}
+
+/// Reads what is known of the units' rows, and finds out what is to be written.
+async fn merge<'t, 'w>(
+    session: &mut Session,
+    work: &Work<'_>,
+    tables: &'t mut [TableWork<'w>],
+    refusals: &mut Vec<(usize, Refusal)>,
+    locks: &Locks,
+    applied: &mut Applied,
+) -> Result<Vec<(&'t TableWork<'w>, Writes<'w>)>, Attempt> {
+    read(session, work, tables, locks).await?;
+    read_partitions(session, tables).await?;
+    let mut merged = Vec::with_capacity(tables.len());
+    for table in tables {
+        let mut writes = Writes::new(table.layout);
+        table.merge(work, &mut writes, refusals, applied)?;
+        merged.push((&*table, writes));
+    }
+    Ok(merged)
+}
+
+/// Whether merging the units would change nothing, as one transaction sees it; writes nothing.
+pub(crate) async fn contains(pool: &Pool, work: &Work<'_>) -> Result<bool, TargetError> {
+    let mut refusals = Vec::new();
+    let mut tables = arrange(work, &mut refusals);
+    let locks = locks(work, &tables);
+    let mut session = Session::acquire(pool).await?;
+    let mut applied = Applied::default();
+    let result = match merge(&mut session, work, &mut tables, &mut refusals, &locks, &mut applied).await {
+        Ok(merged) => {
+            let deletes = |table: &TableWork<'_>| table.tombstones.values().any(|tombstones| tombstones.changed);
+            Ok(applied.rows_written == 0 && refusals.is_empty() && !merged.iter().any(|(table, _)| deletes(table)))
+        }
+        Err(Attempt::Fault(fault)) => Err(TargetError::Database { doing: "look for a change", fault }),
+        Err(Attempt::Failure(Failure::Other(error))) => Err(error),
+        Err(Attempt::Failure(_)) => unreachable!("there is no claim to lose, and nothing to write"),
+    };
+    session.rollback().await;
+    result
+}
+
+/// Counts and writes dead letters.
+fn park(
+    work: &Work<'_>,
+    refusals: &[(usize, Refusal)],
+    applied: &mut Applied,
+) -> Result<Vec<Call<'static>>, TargetError> {
+    for (unit, refusal) in refusals {
+        applied.set_aside(work.units[*unit].layout.schema.full_name(), refusal.error_type);
+    }
+    if let Some(limit) = work.context.flood.filter(|_| !refusals.is_empty()) {
+        work.floods.admit(limit, &applied.letters_by_table())?;
+    }
+    let origins = work.context.origins.as_deref();
+    Ok(refusals.iter().map(|(unit, refusal)| park_change(&work.units[*unit], refusal, origins)).collect())
 }
 
 /// Sorts units by table and key, and refuses those whose key has no form in PostgreSQL.
@@ -233,8 +298,7 @@ fn arrange<'w>(work: &Work<'w>, refusals: &mut Vec<(usize, Refusal)>) -> Vec<Tab
         let key = match layout.encode_key(&unit.partition, clustering) {
             Ok(key) => key,
             Err((column, error)) => {
-                let refusal = Refusal { code: "KEY_UNREPRESENTABLE".to_owned(), column, message: error.to_string() };
-                refusals.push((index, refusal));
+                refusals.push((index, unrepresentable("KEY_UNREPRESENTABLE", column, error)));
                 continue;
             }
         };
@@ -286,7 +350,7 @@ fn locks(work: &Work<'_>, tables: &[TableWork<'_>]) -> Locks {
         };
         for row in &table.touched {
             // What shows no row by itself deletes something, so it may leave remains.
-            want(row.token, row.refresh || row.change.is_none_or(|change| change.visible(work.now).is_none()));
+            want(row.token, row.refresh || row.change.is_none_or(|change| change.visible(work.context.now).is_none()));
         }
         for tombstones in table.tombstones.values() {
             want(tombstones.token, tombstones.change.is_some());
@@ -371,12 +435,11 @@ impl<'w> TableWork<'w> {
                 applied.rows_stale += usize::from(row.unit.is_some());
                 continue;
             }
-            match writes.put(row, &after, work.now) {
+            match writes.put(row, &after, work.context.now) {
                 Ok(()) => applied.rows_written += 1,
                 Err((column, error)) => match row.unit {
                     Some(unit) => {
-                        let code = "VALUE_UNREPRESENTABLE".to_owned();
-                        refusals.push((unit, Refusal { code, column: Some(column), message: error.to_string() }));
+                        refusals.push((unit, unrepresentable("VALUE_UNREPRESENTABLE", Some(column), error)));
                     }
                     None => return Err(TargetError::State { table: schema.full_name(), error: StateError::Damaged }),
                 },
@@ -395,32 +458,15 @@ impl<'w> TableWork<'w> {
     }
 }
 
+fn unrepresentable(code: &str, column: Option<String>, error: Unrepresentable) -> Refusal {
+    Refusal { error_type: ErrorType::of_value(error), code: code.to_owned(), column, message: error.to_string() }
+}
+
 fn collision() -> Refusal {
     Refusal {
+        error_type: ErrorType::ConstraintViolation,
         code: "KEY_COLLISION".to_owned(),
         column: None,
         message: "another key of the source equals this one in PostgreSQL".to_owned(),
     }
-}
-
-fn quarantine(unit: &Unit, refusal: &Refusal) -> Call<'static> {
-    let schema = &unit.layout.schema;
-    let (clustering, state) = match &unit.body {
-        Body::Row { clustering, change, .. } => {
-            let clustering = clustering.as_ref().map_or(STATIC_ROW, |clustering| clustering.as_bytes());
-            (Some(clustering.to_vec()), encode_row(schema, change))
-        }
-        Body::Tombstones(tombstones) => (None, encode_tombstones(tombstones)),
-    };
-    Call::new(QUARANTINE)
-        .with(schema.id.0)
-        .with(schema.full_name())
-        .with(refusal.column.clone())
-        .with(unit.provenance.node.0)
-        .with(unit.provenance.position.to_string())
-        .with(refusal.code.clone())
-        .with(refusal.message.clone())
-        .with(unit.partition.to_vec())
-        .with(clustering)
-        .with(state.to_vec())
 }

@@ -42,6 +42,12 @@ pub fn encode_change_into(change: &Change, out: &mut Vec<u8>) {
     writer::change(out, change);
 }
 
+/// The table a record speaks of, if it is a change at all.
+pub fn table_of(record: &[u8]) -> Option<TableId> {
+    let body = record.strip_prefix(&MARKER)?.strip_prefix(&fingerprint().to_le_bytes())?;
+    Some(TableId(uuid::Uuid::from_bytes(*body.first_chunk()?)))
+}
+
 /// Decodes one record; values are slices of it.
 ///
 /// # Errors

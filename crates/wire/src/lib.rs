@@ -15,6 +15,8 @@ mod reader;
 mod schema;
 mod writer;
 
-pub use change::{CHANGE_SCHEMA, SchemaLookup, decode_change, encode_change, encode_change_into, fingerprint};
+pub use change::{
+    CHANGE_SCHEMA, SchemaLookup, decode_change, encode_change, encode_change_into, fingerprint, table_of,
+};
 pub use error::WireError;
 pub use schema::{decode_schema, encode_schema, schema_key};

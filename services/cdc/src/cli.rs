@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Role;
 use crate::demo::DemoArgs;
+use crate::dlq::{self, DlqCommand};
 use crate::log::{self, LogCommand};
 
 /// Change data capture from Apache Cassandra into PostgreSQL.
@@ -28,6 +29,7 @@ Examples:
   cdc validate cdc.yaml         check the file, the servers and the tables
   cdc run cdc.yaml              replicate, in one process beside the Cassandra node
   cdc status                    what that process is doing
+  cdc dlq list cdc.yaml         what could not be applied, to be replayed
   cdc log dump SEGMENT          what stands in Cassandra's commit log
 
 Exit codes:
@@ -61,6 +63,9 @@ pub(crate) enum Command {
     /// Read Cassandra's commit log by itself
     #[command(subcommand, after_help = log::HELP)]
     Log(LogCommand),
+    /// Look at what could not be applied, replay it, or give it up
+    #[command(subcommand, after_help = dlq::HELP)]
+    Dlq(DlqCommand),
     /// Start real servers, replicate a mixed load, and compare both stores
     Demo(DemoArgs),
 }

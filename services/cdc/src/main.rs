@@ -4,6 +4,7 @@ mod cli;
 mod config;
 mod demo;
 mod dev;
+mod dlq;
 mod log;
 mod report;
 mod role;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Dev(command) => dev::run(command),
         Command::Log(command) => log::run(&command),
+        Command::Dlq(command) => dlq::run(&command),
         Command::Demo(args) => demo::run(args),
     };
     done.unwrap_or_else(|error| {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use cdc_runtime::admin::fetch;
 use serde_json::Value;
 
+mod dlq;
 mod log;
 
 const OK: i32 = 0;
@@ -117,7 +118,7 @@ fn a_wrong_command_line_exits_with_2() {
 fn every_command_explains_itself_with_examples() {
     let help = said(&mut cdc(&["--help"]));
     assert!(help.code == Some(OK) && help.out.contains("Exit codes:"), "{}", help.out);
-    for command in ["source", "sink", "run", "validate", "status", "dev", "log"] {
+    for command in ["source", "sink", "run", "validate", "status", "dev", "log", "dlq"] {
         let help = said(&mut cdc(&[command, "--help"]));
         assert!(help.code == Some(OK) && help.out.contains("Examples:"), "{command}: {}", help.out);
     }

@@ -9,6 +9,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::{
     SinkConfig, SinkError, SinkMetrics,
+    lot::Lot,
     retry::Patience,
     sweeper,
     writer::{CHUNKS, Chunk, Streams, Writer},
@@ -84,6 +85,7 @@ impl Applier {
             config: config.clone(),
             metrics,
             streams: Single(durable),
+            dead_letters: None,
             lifecycle: lifecycle.clone(),
             name: stream.to_string(),
         };
@@ -121,8 +123,8 @@ impl BatchSender {
             room = Arc::clone(&self.room).acquire_many_owned(permits) => room.map_err(|_| Closed)?,
             () = self.chunks.closed() => return Err(Closed),
         };
-        let chunk =
-            Chunk { claim: Arc::clone(&self.claim), changes: batch.changes, bytes, upto: batch.upto, _room: room };
+        let lot = Arc::new(Lot { changes: batch.changes, ..Lot::default() });
+        let chunk = Chunk { claim: Arc::clone(&self.claim), lot, bytes, upto: batch.upto, _room: room };
         self.chunks.send(chunk).await.map_err(|_| Closed)
     }
 }

@@ -1,5 +1,8 @@
 //! The `sink:` section.
 
+use std::time::Duration;
+
+use cdc_postgres::FloodLimit;
 use serde::{Deserialize, Serialize};
 
 const GROUP: &str = "cdc-connect";
@@ -11,6 +14,9 @@ const SWEEP_INTERVAL_MS: u64 = 500;
 const PURGE_INTERVAL_S: u64 = 3600;
 /// What Kafka keeps by default, the longest a change can be under way: seven days.
 const PURGE_HORIZON_S: u32 = 7 * 86_400;
+/// Far more than single bad rows, and few enough to look at.
+const DLQ_ROWS_MAX: usize = 1_000;
+const DLQ_WINDOW_MS: u64 = 60_000;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -27,6 +33,9 @@ pub struct SinkConfig {
     pub purge_interval_s: u64,
     /// Seconds a deletion is kept beyond its table's `gc_grace_seconds`.
     pub purge_horizon_s: u32,
+    /// Dead letters of one table within the window, at most; with more the table halts.
+    pub dlq_rows_max: usize,
+    pub dlq_window_ms: u64,
 }
 
 impl Default for SinkConfig {
@@ -38,6 +47,8 @@ impl Default for SinkConfig {
             sweep_interval_ms: SWEEP_INTERVAL_MS,
             purge_interval_s: PURGE_INTERVAL_S,
             purge_horizon_s: PURGE_HORIZON_S,
+            dlq_rows_max: DLQ_ROWS_MAX,
+            dlq_window_ms: DLQ_WINDOW_MS,
         }
     }
 }
@@ -61,6 +72,16 @@ impl SinkConfig {
         if !(1..=30 * 86_400).contains(&self.purge_interval_s) {
             faults.push(format!("sink.purge_interval_s is {}: use 1 to {}", self.purge_interval_s, 30 * 86_400));
         }
+        if !(1..=10_000_000).contains(&self.dlq_rows_max) {
+            faults.push(format!("sink.dlq_rows_max is {}: use 1 to 10000000", self.dlq_rows_max));
+        }
+        if !(1_000..=86_400_000).contains(&self.dlq_window_ms) {
+            faults.push(format!("sink.dlq_window_ms is {}: use 1000 to 86400000", self.dlq_window_ms));
+        }
         faults
+    }
+
+    pub(crate) fn flood_limit(&self) -> FloodLimit {
+        FloodLimit { letters: self.dlq_rows_max, window: Duration::from_millis(self.dlq_window_ms) }
     }
 }

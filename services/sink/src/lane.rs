@@ -1,22 +1,24 @@
 //! Decoding of one topic's records, between the reader thread and the topic's writer.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
-use cdc_kafka::{Record, SchemaFollower};
+use cdc_kafka::{Record, SCHEMA_TOPIC, SchemaFollower};
 use cdc_model::Change;
-use cdc_postgres::Claim;
+use cdc_postgres::{Claim, Disposition};
 use cdc_runtime::Lifecycle;
-use cdc_wire::{WireError, decode_change};
+use cdc_wire::table_of;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use crate::{dead_letter::DeadLetters, writer::Chunk};
+use crate::{
+    lot::Lot,
+    poison::{Poison, decode},
+    retry::Patience,
+    writer::Chunk,
+};
 
 /// Fetches that may wait for decoding; their bytes are bounded by [`Fetch::room`].
 pub(crate) const FETCHES: usize = 256;
-/// While a record waits for its table's schema, says so this often.
+/// While a record waits, for the schema topic to be read or this process to be updated, says so this often.
 const REMINDER: Duration = Duration::from_secs(10);
 
 /// Records of one partition, in order.
@@ -29,7 +31,9 @@ pub(crate) struct Fetch {
 
 pub(crate) struct Decoder {
     pub(crate) schemas: SchemaFollower,
-    pub(crate) dead_letters: Arc<DeadLetters>,
+    /// Of the topic, as it was created; `None` once it has another number, because records of before the change stand
+    /// where the old number put them.
+    pub(crate) partitions: Option<i32>,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) chunks: mpsc::Sender<Chunk>,
 }
@@ -39,7 +43,7 @@ struct Ended;
 
 impl Decoder {
     /// Decodes until the channel is closed and drained.
-    pub(crate) async fn run(self, mut fetches: mpsc::Receiver<Fetch>) -> anyhow::Result<()> {
+    pub(crate) async fn run(mut self, mut fetches: mpsc::Receiver<Fetch>) -> anyhow::Result<()> {
         while let Some(fetch) = fetches.recv().await {
             if self.decode(fetch).await.is_err() {
                 break;
@@ -48,63 +52,103 @@ impl Decoder {
         Ok(())
     }
 
-    async fn decode(&self, fetch: Fetch) -> Result<(), Ended> {
+    async fn decode(&mut self, fetch: Fetch) -> Result<(), Ended> {
         let Fetch { claim, records, bytes, mut room } = fetch;
         let Some(next) = records.last().map(|record| record.offset + 1) else { return Ok(()) };
-        let mut changes = Vec::with_capacity(records.len());
+        let mut lot = Lot { changes: Vec::with_capacity(records.len()), ..Lot::default() };
+        lot.records.reserve_exact(records.len());
         for record in records {
-            match decode_change(record.payload.clone(), &self.schemas) {
-                Ok(change) => changes.push(change),
+            let change = match decode(&record, self.partitions, &self.schemas) {
+                Ok(change) => Ok(change),
                 Err(first) => {
                     // What came before must not wait along with it; the room it takes is counted with the rest.
-                    if let (false, Some(share)) = (changes.is_empty(), room.split(1)) {
-                        self.pass_on(&claim, std::mem::take(&mut changes), 0, record.offset, share).await?;
+                    if let (true, Some(share)) = (lot.len() > 0, room.split(1)) {
+                        self.pass_on(&claim, std::mem::take(&mut lot), 0, record.offset, share).await?;
                     }
-                    changes.extend(self.settle(&record, first).await?);
+                    self.settle(&record, first).await?
                 }
+            };
+            match change {
+                Ok(change) => {
+                    lot.changes.push(change);
+                    lot.records.push(record);
+                }
+                Err(poison) => lot.undecoded.push(poison.undecoded(&record, &self.schemas)),
             }
         }
-        self.pass_on(&claim, changes, bytes, next, room).await
+        self.pass_on(&claim, lot, bytes, next, room).await
     }
 
     async fn pass_on(
         &self,
         claim: &Arc<Claim>,
-        changes: Vec<Change>,
+        lot: Lot,
         bytes: usize,
         next: i64,
         room: OwnedSemaphorePermit,
     ) -> Result<(), Ended> {
-        let chunk = Chunk { claim: Arc::clone(claim), changes, bytes, upto: next.to_string(), _room: room };
+        let chunk = Chunk { claim: Arc::clone(claim), lot: Arc::new(lot), bytes, upto: next.to_string(), _room: room };
         self.chunks.send(chunk).await.map_err(|_| Ended)
     }
 
-    /// Waits for the schema a record needs, or sets the record aside.
-    async fn settle(&self, record: &Record, first: WireError) -> Result<Option<Change>, Ended> {
-        let soft = self.lifecycle.soft();
+    /// Finds out whether a record is poison, or we do not know enough yet.
+    async fn settle(&mut self, record: &Record, first: Poison) -> Result<Result<Change, Poison>, Ended> {
+        let soft = self.lifecycle.soft().clone();
+        let mut patience = Patience::new(format!("reading {}", record.at));
         let mut versions = self.schemas.versions();
-        let mut error = first;
-        let since = Instant::now();
+        let (mut poison, mut read_to_end) = (first, false);
         loop {
-            if !error.awaits_schema() {
-                soft.run_until_cancelled(self.dead_letters.send(record, &error)).await.ok_or(Ended)?;
-                return Ok(None);
-            }
-            // After marking what was seen, so that a schema read in between is not missed.
-            versions.mark_unchanged();
-            match decode_change(record.payload.clone(), &self.schemas) {
-                Ok(change) => return Ok(Some(change)),
-                Err(again) => error = again,
-            }
-            if !error.awaits_schema() {
-                continue;
-            }
-            if let Ok(changed) = tokio::time::timeout(REMINDER, soft.run_until_cancelled(versions.changed())).await {
-                changed.ok_or(Ended)?.map_err(|_| Ended)?;
-            } else {
-                let seconds = since.elapsed().as_secs();
-                tracing::error!(at = %record.at, offset = record.offset, seconds, "reading waits: {error}");
+            let answer = match &poison {
+                Poison::PartitionMismatch => {
+                    let topic = &record.at.topic;
+                    soft.run_until_cancelled(self.schemas.partitions(topic)).await.ok_or(Ended)?.map(|partitions| {
+                        let still = self.partitions == Some(partitions);
+                        if !still {
+                            tracing::warn!(%topic, partitions, "the topic has not as many partitions as kafka.partitions \
+                                says: where its records stand is not looked at");
+                            self.partitions = None;
+                        }
+                        still
+                    })
+                }
+                Poison::Wire(error) if error.awaits_schema() && !read_to_end => {
+                    let reading = soft.run_until_cancelled(self.schemas.read_to_end());
+                    if let Ok(read) = tokio::time::timeout(REMINDER, reading).await {
+                        let read = read.ok_or(Ended)?;
+                        read_to_end = read.is_ok();
+                        read.map(|()| false)
+                    } else {
+                        tracing::warn!(at = %record.at, offset = record.offset, "reading waits for {SCHEMA_TOPIC}");
+                        Ok(false)
+                    }
+                }
+                Poison::Wire(error) if error.awaits_schema() && self.is_written_by_a_newer_release(record) => {
+                    tracing::error!(at = %record.at, offset = record.offset, "reading waits: {error}; update this sink");
+                    let changed = soft.run_until_cancelled(versions.changed());
+                    if let Ok(changed) = tokio::time::timeout(REMINDER, changed).await {
+                        changed.ok_or(Ended)?.map_err(|_| Ended)?;
+                    }
+                    Ok(false)
+                }
+                _ => Ok(true),
+            };
+            match answer {
+                Ok(true) => return Ok(Err(poison)),
+                Ok(false) => match decode(record, self.partitions, &self.schemas) {
+                    Ok(change) => return Ok(Ok(change)),
+                    Err(again) => poison = again,
+                },
+                Err(error) => {
+                    let delay = patience.failed(Disposition::Retry, &error);
+                    soft.run_until_cancelled(tokio::time::sleep(delay)).await.ok_or(Ended)?;
+                }
             }
         }
+    }
+
+    /// Its schema is there and cannot be read: nothing is wrong with the record.
+    fn is_written_by_a_newer_release(&self, record: &Record) -> bool {
+        let table = record.payload.as_deref().and_then(table_of);
+        table.is_some_and(|table| self.schemas.is_unreadable(table))
     }
 }

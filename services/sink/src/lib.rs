@@ -8,8 +8,8 @@
 //! - Kafka mode: [`run()`]; a reader thread, and per topic a lane that decodes and a writer. A table that cannot go on
 //!   pauses its own topic and no other.
 //!
-//! Nothing is given up: an environment that fails is waited out, a halted table is tried again every half minute, a
-//! record that cannot be decoded goes to the dead-letter topic before the position passes it. Positions live in
+//! Nothing is given up: an environment that fails is waited out, a halted table is tried again every half minute, what
+//! cannot be applied or decoded is a dead letter before the position passes it. Positions live in
 //! PostgreSQL, guarded by claims: whoever claims a stream last may write it, so a process that lost a partition
 //! without noticing cannot move its position.
 
@@ -18,7 +18,9 @@ mod config;
 mod dead_letter;
 mod error;
 mod lane;
+mod lot;
 mod metrics;
+mod poison;
 mod reader;
 mod retry;
 mod run;
@@ -29,4 +31,5 @@ pub use applier::{Applier, Batch, BatchSender, Closed};
 pub use config::SinkConfig;
 pub use error::SinkError;
 pub use metrics::{PartitionStatus, SinkMetrics, SinkStatus};
+pub use poison::decode_again;
 pub use run::{connect, run};

@@ -12,7 +12,7 @@ use std::{
 
 use cdc_kafka::TopicPartition;
 use cdc_model::WriteTime;
-use cdc_postgres::Applied;
+use cdc_postgres::{Applied, ErrorType};
 use serde::Serialize;
 
 /// Upper ends of the latency histogram's buckets, seconds.
@@ -24,11 +24,12 @@ pub struct SinkMetrics {
     pub rows_written: AtomicU64,
     /// Rows whose changes were all known already.
     pub rows_stale: AtomicU64,
+    /// Also records that are no changes.
     pub rows_quarantined: AtomicU64,
     pub rows_expired: AtomicU64,
     pub batches: AtomicU64,
-    /// Records that could not be decoded.
-    pub dead_letters: AtomicU64,
+    /// Rows and records set aside, by table (or topic) and cause.
+    dead_letters: Mutex<BTreeMap<(String, ErrorType), u64>>,
     /// Times a topic was paused because its writer had no room.
     pub pauses: AtomicU64,
     /// Milliseconds since 1970; 0 before the first commit.
@@ -61,7 +62,8 @@ pub struct SinkStatus {
     pub rows_quarantined: u64,
     pub rows_expired: u64,
     pub batches: u64,
-    pub dead_letters: u64,
+    /// Rows and records set aside, by table (or topic) and cause.
+    pub dead_letters: BTreeMap<String, BTreeMap<&'static str, u64>>,
     pub pauses: u64,
     pub last_commit_ms: Option<i64>,
     /// Records behind, over all partitions held.
@@ -92,6 +94,12 @@ impl SinkMetrics {
         self.rows_stale.fetch_add(applied.rows_stale as u64, Relaxed);
         self.rows_quarantined.fetch_add(applied.quarantined as u64, Relaxed);
         self.batches.fetch_add(1, Relaxed);
+        if !applied.letters.is_empty() {
+            let mut dead_letters = lock(&self.dead_letters);
+            for (cause, letters) in &applied.letters {
+                *dead_letters.entry(cause.clone()).or_default() += *letters as u64;
+            }
+        }
         let now = now_us();
         self.last_commit_ms.store(now / 1000, Relaxed);
         if let Some(WriteTime(written)) = written {
@@ -102,10 +110,6 @@ impl SinkMetrics {
 
     pub(crate) fn swept(&self, rows: usize) {
         self.rows_expired.fetch_add(rows as u64, Relaxed);
-    }
-
-    pub(crate) fn dead_letter(&self) {
-        self.dead_letters.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn paused(&self) {
@@ -152,13 +156,17 @@ impl SinkMetrics {
                 lag: progress.lag(),
             })
             .collect();
+        let mut dead_letters: BTreeMap<String, BTreeMap<&'static str, u64>> = BTreeMap::new();
+        for ((table, error_type), letters) in &*lock(&self.dead_letters) {
+            dead_letters.entry(table.clone()).or_default().insert(error_type.name(), *letters);
+        }
         SinkStatus {
             rows_written: self.rows_written.load(Relaxed),
             rows_stale: self.rows_stale.load(Relaxed),
             rows_quarantined: self.rows_quarantined.load(Relaxed),
             rows_expired: self.rows_expired.load(Relaxed),
             batches: self.batches.load(Relaxed),
-            dead_letters: self.dead_letters.load(Relaxed),
+            dead_letters,
             pauses: self.pauses.load(Relaxed),
             last_commit_ms: Some(self.last_commit_ms.load(Relaxed)).filter(|time| *time != 0),
             lag: partitions.iter().filter_map(|partition| partition.lag).sum(),
@@ -188,9 +196,13 @@ impl SinkMetrics {
         }
         writeln!(out, "# HELP cdc_batches_total Batches committed in PostgreSQL.\n# TYPE cdc_batches_total counter")?;
         writeln!(out, "cdc_batches_total{{role=\"sink\"}} {}", status.batches)?;
-        writeln!(out, "# HELP cdc_dlq_events_total Records or rows set aside.\n# TYPE cdc_dlq_events_total counter")?;
-        let dead = status.dead_letters + status.rows_quarantined;
-        writeln!(out, "cdc_dlq_events_total{{role=\"sink\"}} {dead}")?;
+        writeln!(out, "# HELP cdc_dlq_events_total Rows and records set aside.\n# TYPE cdc_dlq_events_total counter")?;
+        for (table, causes) in &status.dead_letters {
+            for (error_type, letters) in causes {
+                let labels = format!("role=\"sink\",table=\"{table}\",error_type=\"{error_type}\"");
+                writeln!(out, "cdc_dlq_events_total{{{labels}}} {letters}")?;
+            }
+        }
         writeln!(out, "# HELP cdc_last_commit_timestamp_seconds When PostgreSQL last committed a batch.")?;
         writeln!(out, "# TYPE cdc_last_commit_timestamp_seconds gauge")?;
         let milliseconds = status.last_commit_ms.unwrap_or(0);

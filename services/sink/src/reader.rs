@@ -33,8 +33,8 @@ const FULL: Duration = Duration::from_millis(500);
 /// Records taken off at once, so that a lane is woken once for many.
 const TAKE: usize = 500;
 const HINT_INTERVAL: Duration = Duration::from_secs(1);
-/// A record's share of memory beside its bytes.
-const RECORD_OVERHEAD: usize = 256;
+/// A record's share of memory beside its bytes, with a header or two.
+const RECORD_OVERHEAD: usize = 512;
 /// A lane's least share of the memory, bytes.
 const LANE_BYTES_MIN: u32 = 1 << 20;
 
@@ -230,7 +230,7 @@ impl Reader {
         let (chunks, decoded) = mpsc::channel(CHUNKS);
         let decoder = Decoder {
             schemas: self.schemas.clone(),
-            dead_letters: Arc::clone(&self.dead_letters),
+            partitions: Some(self.kafka.partitions),
             lifecycle: self.lifecycle.clone(),
             chunks,
         };
@@ -239,6 +239,7 @@ impl Reader {
             config: self.config.clone(),
             metrics: Arc::clone(&self.metrics),
             streams: partitions.clone(),
+            dead_letters: Some(Arc::clone(&self.dead_letters)),
             lifecycle: self.lifecycle.clone(),
             name: topic.to_owned(),
         };
@@ -325,7 +326,7 @@ fn take(
         timeout = Duration::ZERO;
         // No claim: the partition was lost between reading and here.
         let Some(claim) = partitions.claims(|claims| claims.get(&record.at).cloned()) else { continue };
-        let bytes = record.key.len() + record.payload.len() + RECORD_OVERHEAD;
+        let bytes = record.bytes() + RECORD_OVERHEAD;
         match taken.iter_mut().find(|waiting| Arc::ptr_eq(&waiting.claim, &claim)) {
             Some(waiting) => {
                 waiting.records.push(record);

@@ -1,4 +1,8 @@
 //! Patience with a failing environment: how long to wait, and how often to say so.
+//!
+//! This is the circuit breaker towards PostgreSQL and Kafka, too. While an operation fails, nothing else of its lane runs, so
+//! the next try is the one probe; tries of different lanes and processes fall apart by jitter; the pool bounds
+//! connections. Nothing is counted as open, half-open or closed beside that, because nothing else would be sent.
 
 use std::time::{Duration, Instant};
 

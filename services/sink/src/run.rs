@@ -32,11 +32,21 @@ pub fn run(
         let Some(target) = soft.run_until_cancelled(prepared).await else { return Ok(()) };
         let target = target?;
         sweeper::spawn(&target, &config, &metrics, &lifecycle);
+        let dead_letters = Arc::new(DeadLetters::new(&kafka, &config.group, target.clone(), Arc::clone(&metrics)));
+        // Those of a process that died before it could.
+        let left = Arc::clone(&dead_letters);
+        lifecycle.spawn_finite("publish dead letters", {
+            let soft = soft.clone();
+            async move {
+                soft.run_until_cancelled(left.publish()).await;
+                anyhow::Ok(())
+            }
+        });
         let reader = Reader {
             config,
             target,
             schemas: SchemaFollower::start(&kafka)?,
-            dead_letters: Arc::new(DeadLetters::new(&kafka, Arc::clone(&metrics))),
+            dead_letters,
             kafka,
             metrics,
             lifecycle: lifecycle.clone(),

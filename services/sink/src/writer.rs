@@ -3,19 +3,24 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use cdc_model::Change;
-use cdc_postgres::{Advance, ApplyError, Claim, StreamName, Target};
+use cdc_postgres::{Advance, ApplyError, Claim, Delivery, StreamName, Target};
 use cdc_runtime::Lifecycle;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use crate::{SinkConfig, SinkError, SinkMetrics, retry::Patience};
+use crate::{
+    SinkConfig, SinkError, SinkMetrics,
+    dead_letter::DeadLetters,
+    lot::{Lot, Lots},
+    retry::Patience,
+};
 
 /// Chunks that may wait for a writer; their bytes are bounded by their permits.
 pub(crate) const CHUNKS: usize = 256;
 
-/// Changes of one stream, in order, and the position they reach.
+/// A lot of one stream, and the position it reaches.
 pub(crate) struct Chunk {
     pub(crate) claim: Arc<Claim>,
-    pub(crate) changes: Vec<Change>,
+    pub(crate) lot: Arc<Lot>,
     pub(crate) bytes: usize,
     pub(crate) upto: String,
     /// Room in memory, given back once the chunk is written or dropped.
@@ -42,6 +47,8 @@ pub(crate) struct Writer<S> {
     pub(crate) config: SinkConfig,
     pub(crate) metrics: Arc<SinkMetrics>,
     pub(crate) streams: S,
+    /// In Kafka mode.
+    pub(crate) dead_letters: Option<Arc<DeadLetters>>,
     pub(crate) lifecycle: Lifecycle,
     /// For logs.
     pub(crate) name: String,
@@ -54,10 +61,10 @@ impl<S: Streams> Writer<S> {
         let hard = self.lifecycle.hard().clone();
         while let Some(Some(first)) = hard.run_until_cancelled(chunks.recv()).await {
             let mut batch = vec![first];
-            let (mut rows, mut bytes) = (batch[0].changes.len(), batch[0].bytes);
+            let (mut rows, mut bytes) = (batch[0].lot.len(), batch[0].bytes);
             while rows < self.config.batch_rows && bytes < self.config.batch_bytes {
                 let Ok(chunk) = chunks.try_recv() else { break };
-                rows += chunk.changes.len();
+                rows += chunk.lot.len();
                 bytes += chunk.bytes;
                 batch.push(chunk);
             }
@@ -70,19 +77,39 @@ impl<S: Streams> Writer<S> {
     }
 
     async fn write(&self, mut batch: Vec<Chunk>, patience: &mut Patience) -> Result<(), SinkError> {
-        let written_at = batch.iter().find_map(|chunk| chunk.changes.first()).map(newest_write);
+        let written_at = batch.iter().find_map(|chunk| chunk.lot.changes.first()).map(newest_write);
+        let mut failed = false;
         loop {
             batch.retain(|chunk| self.streams.holds(&chunk.claim));
             let advances = advances(&batch);
             if advances.is_empty() {
                 return Ok(());
             }
-            let changes: Vec<Change> = batch.iter().flat_map(|chunk| &chunk.changes).cloned().collect();
-            match self.target.apply(changes, &advances).await {
+            let delivery = Delivery {
+                changes: batch.iter().flat_map(|chunk| &chunk.lot.changes).cloned().collect(),
+                undecoded: batch.iter().flat_map(|chunk| &chunk.lot.undecoded).cloned().collect(),
+                origins: Some(Arc::new(Lots(batch.iter().map(|chunk| Arc::clone(&chunk.lot)).collect()))),
+                commit: &advances,
+                flood: Some(self.config.flood_limit()),
+            };
+            match self.target.deliver(delivery).await {
                 Ok(applied) => {
                     patience.succeeded();
                     self.metrics.works(&self.name);
                     self.metrics.applied(&applied, written_at);
+                    for ((table, error_type), letters) in &applied.letters {
+                        tracing::error!(table, %error_type, letters, "set aside in _cdc.dlq; see `cdc dlq list`");
+                    }
+                    // What failed may have left letters, too.
+                    if let Some(dead_letters) = self.dead_letters.as_ref().filter(|_| failed || applied.quarantined > 0)
+                    {
+                        dead_letters.publish().await;
+                    }
+                    if applied.quarantined > 0 {
+                        // The positions have waited for that; nothing but them is left.
+                        batch.iter_mut().for_each(|chunk| chunk.lot = Arc::default());
+                        continue;
+                    }
                     for advance in &advances {
                         self.streams.committed(advance);
                     }
@@ -98,6 +125,7 @@ impl<S: Streams> Writer<S> {
                     batch.retain(|chunk| chunk.claim.stream != stream);
                 }
                 Err(error) => {
+                    failed = true;
                     self.metrics.failing(&self.name, &error);
                     let delay = patience.failed(error.disposition(), &error);
                     tokio::time::sleep(delay).await;

@@ -1,10 +1,10 @@
 //! Kafka mode and the applier against a real broker and a real PostgreSQL.
 
+mod poison;
 mod world;
 
 use std::{sync::Arc, time::Duration};
 
-use cdc_kafka::Publisher;
 use cdc_postgres::StreamName;
 use cdc_runtime::Exit;
 use cdc_sink::{Applier, Batch, SinkConfig, SinkMetrics};
@@ -97,52 +97,6 @@ async fn a_broker_that_is_killed_holds_the_position_and_costs_nothing() {
     let _broker = tokio::task::spawn_blocking(move || broker.start().map(|()| broker)).await.unwrap().unwrap();
     world.acknowledged(&publisher, 500).await;
     world.rows(&orders, 501).await;
-    sink.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_cannot_be_decoded_is_set_aside_whole_and_holds_nothing_up() {
-    let world = World::new("dead").await;
-    let orders = table(&world.name("orders"), "v");
-    let publisher = world.publisher(&[&orders]).await;
-    let topic = world.kafka.template().topic(&orders);
-    publisher.publish(&topic, b"key", b"not avro").await.unwrap();
-    world.send(&publisher, &orders, 0..100).await;
-    let sink = Sink::start(&world);
-    world.rows(&orders, 100).await;
-    eventually("every record is accounted for", async || world.offsets().await == 101).await;
-    assert_eq!(sink.metrics.status().dead_letters, 1);
-    let letter = world.dead_letter(&topic).await;
-    assert_eq!(letter["code"], "NOT_SINGLE_OBJECT");
-    assert_eq!(letter["key"], "6b6579");
-    assert_eq!(letter["payload"], "6e6f74206176726f");
-    sink.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn changes_wait_for_the_schema_they_need() {
-    let world = World::new("schema").await;
-    let orders = table(&world.name("orders"), "v");
-    let publisher = Publisher::connect(&world.kafka).unwrap();
-    publisher.ensure_topics(&[Arc::clone(&orders)]).await.unwrap();
-    let sink = Sink::start(&world);
-    world.send(&publisher, &orders, 0..100).await;
-    eventually("the partitions are held", async || sink.metrics.status().partitions.len() == 8).await;
-    publisher.publish_schema(&orders).await.unwrap();
-    world.rows(&orders, 100).await;
-    // A column added since.
-    let mut newer = (*orders).clone();
-    newer.columns[0].name = "w".to_owned();
-    let newer = Arc::new(orders.evolve(newer).unwrap());
-    let mut change = insert(&newer, 100);
-    if let cdc_model::ChangeBody::Row { row, .. } = &mut change.body {
-        row.columns[0].0 = newer.column_id(b"w").unwrap();
-    }
-    publisher.send_batch(&[change], position(100)).await.unwrap();
-    world.acknowledged(&publisher, 100).await;
-    assert_eq!(world.count(&orders).await, 100);
-    publisher.publish_schema(&newer).await.unwrap();
-    world.rows(&orders, 101).await;
     sink.stop().await;
 }
 

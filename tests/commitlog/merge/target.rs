@@ -151,7 +151,7 @@ async fn compare(session: &Session, postgres: &Postgres, logged: &Logged, seed: 
         postgres.restart()?;
     }
     while let Some(quarantined) = writers.join_next().await {
-        ensure!(quarantined?? == 0, "PostgreSQL does not hold what it should, see _cdc.quarantine of {database}");
+        ensure!(quarantined?? == 0, "PostgreSQL does not hold what it should, see _cdc.dlq of {database}");
     }
 
     // What expires is gone when Cassandra is asked.

@@ -42,7 +42,7 @@ pub(super) async fn read(
     tables: &mut [TableWork<'_>],
     locks: &Locks,
 ) -> Result<(), Attempt> {
-    let streams: Vec<String> = work.fence.iter().map(|advance| advance.claim.stream.0.clone()).collect();
+    let streams: Vec<String> = work.context.fence.iter().map(|advance| advance.claim.stream.0.clone()).collect();
     let mut fence_keys: Vec<i32> = streams.iter().map(|stream| fence_key(stream)).collect();
     fence_keys.sort_unstable();
     let fences = fence_keys.into_iter().map(|key| (FENCE_CLASS, key, false));
@@ -70,7 +70,7 @@ pub(super) async fn read(
     if fenced {
         let epochs = answers.next().unwrap_or_default();
         let epochs: HashMap<String, i64> = epochs.iter().map(|row| (row.get(0), row.get(1))).collect();
-        let lost = work.fence.iter().find(|a| epochs.get(&a.claim.stream.0) != Some(&a.claim.epoch));
+        let lost = work.context.fence.iter().find(|a| epochs.get(&a.claim.stream.0) != Some(&a.claim.epoch));
         if let Some(advance) = lost {
             return Err(Attempt::Failure(Failure::Fenced(advance.claim.stream.clone())));
         }

@@ -15,7 +15,7 @@ async fn text_with_nul_is_quarantined_once_and_all_else_flows() -> Result<()> {
     assert_eq!((applied.rows_written, applied.quarantined), (9, 1));
     target.apply(batch().collect(), &[]).await?;
     let client = database.client().await?;
-    let parked = client.query("select code, column_name, message, state, position from _cdc.quarantine", &[]).await?;
+    let parked = client.query("select code, column_name, message, state, position from _cdc.dlq", &[]).await?;
     assert_eq!(parked.len(), 1);
     assert_eq!((parked[0].get(0), parked[0].get(1)), ("VALUE_UNREPRESENTABLE", "t"));
     assert!(!parked[0].get::<_, &str>(2).contains("bad"));
@@ -39,7 +39,7 @@ async fn what_only_postgresql_refuses_is_found_by_bisection() -> Result<()> {
     batch.push(insert(&table, &long, 1, 1, "t", 5));
     let applied = target.apply(batch, &[]).await?;
     assert_eq!((applied.rows_written, applied.quarantined), (39, 2));
-    let codes = database.rows("select code from _cdc.quarantine order by code").await?;
+    let codes = database.rows("select code from _cdc.dlq order by code").await?;
     assert_eq!(codes, [[Some("SQLSTATE_23514".to_owned())], [Some("SQLSTATE_54000".to_owned())]]);
     Ok(())
 }
@@ -72,6 +72,11 @@ async fn partitions_whose_keys_are_equal_in_postgresql_do_not_mix() -> Result<()
     );
     let applied = target.apply(vec![row(Vec::new(), 1)], &[]).await?;
     assert_eq!(applied.quarantined, 1);
+    let some = |texts: [&str; 2]| texts.map(|text| Some(text.to_owned())).to_vec();
+    assert_eq!(
+        database.rows("select error_type, code from _cdc.dlq order by code").await?,
+        [["CONSTRAINT_VIOLATION", "KEY_COLLISION"], ["CONSTRAINT_VIOLATION", "KEY_UNREPRESENTABLE"]].map(some)
+    );
     Ok(())
 }
 

@@ -281,12 +281,12 @@ impl Statuses {
         Ok(())
     }
 
-    /// What the pipeline could not apply and put aside outside of PostgreSQL: entries, segments, records.
+    /// What the pipeline could not apply and put aside outside of PostgreSQL: entries, segments.
     pub(super) async fn set_aside(&self) -> anyhow::Result<u64> {
         let statuses = self.all().await?;
         let of_status = |status: &Value| {
             let source = ["quarantined_entries", "damaged_segments", "lost_segments"].map(|key| &status["source"][key]);
-            source.into_iter().chain([&status["sink"]["dead_letters"]]).filter_map(Value::as_u64).sum::<u64>()
+            source.into_iter().filter_map(Value::as_u64).sum::<u64>()
         };
         Ok(statuses.iter().map(of_status).sum())
     }

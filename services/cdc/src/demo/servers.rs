@@ -58,10 +58,10 @@ impl Servers {
         }
     }
 
-    /// Rows in `_cdc.quarantine`.
+    /// Rows in `_cdc.dlq`.
     pub(super) async fn quarantined(&self) -> anyhow::Result<u64> {
         self.with_postgres(async |client| {
-            let row = client.query_one("select count(*) from _cdc.quarantine", &[]).await?;
+            let row = client.query_one("select count(*) from _cdc.dlq", &[]).await?;
             u64::try_from(row.get::<_, i64>(0)).context("count the quarantine")
         })
         .await
@@ -89,7 +89,7 @@ impl Servers {
              and after each of them, in psql:\n\
              \x20 select id, name, email, address, tags from cdc_users where id = '{user}';\n\
              \x20 select * from cdc_orders__all limit 5;\n\
-             \x20 select * from _cdc.quarantine;\n\n\
+             \x20 select * from _cdc.dlq;\n\n\
              {several}",
             ip = node.ip(),
             psql = self.postgres.psql()?,

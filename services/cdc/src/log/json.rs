@@ -59,7 +59,7 @@ pub(super) fn kind(body: &ChangeBody) -> &'static str {
     }
 }
 
-pub(super) fn write_change(out: &mut Vec<u8>, change: &Change) {
+pub(crate) fn write_change(out: &mut Vec<u8>, change: &Change) {
     let table = &change.table;
     let mut object = head(out, change.provenance.position, table, kind(&change.body));
     write_partition_key(object.key("partition_key"), table, &change.partition_key);

@@ -15,6 +15,7 @@ mod value;
 use std::process::ExitCode;
 
 use clap::Subcommand;
+pub(crate) use json::write_change;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum LogCommand {

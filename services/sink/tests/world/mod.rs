@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use cdc_kafka::{Assignment, Consumer, KafkaConfig, Publisher, Start, TopicPartition};
+use cdc_kafka::{Assignment, Consumer, Headers, KafkaConfig, Publisher, Start, TopicPartition};
 use cdc_model::{
     Cell, Change, ChangeBody, Clustering, Column, ColumnId, ColumnKind, ColumnState, CqlType, KeyColumn, Liveness,
     LocalTime, NodeId, Provenance, RowState, SegmentId, SegmentPosition, TableId, TableSchema, WriteTime,
@@ -108,24 +108,32 @@ impl World {
         self.client().await.query_one(query, &[]).await.unwrap().get(0)
     }
 
-    /// The dead letter of a topic.
-    pub(crate) async fn dead_letter(&self, topic: &str) -> serde_json::Value {
+    /// So many dead letters of a topic, with their headers, from `dlq-events`.
+    pub(crate) async fn dead_letters(&self, topic: &str, count: usize) -> Vec<(serde_json::Value, Headers)> {
         let config = KafkaConfig { topic: "dlq-{table}".to_owned(), ..self.kafka.clone() };
-        let (group, topic) = (self.name("letters"), topic.to_owned());
+        let (group, topic) = (format!("letters-{}", Uuid::from_u128(rand::random())), topic.to_owned());
         blocking(move || {
             let consumer = Consumer::connect(&config, &group, FromTheBeginning).unwrap();
             let deadline = Instant::now() + PATIENCE;
-            loop {
-                assert!(Instant::now() < deadline, "no dead letter of {topic}");
+            let mut letters = Vec::new();
+            while letters.len() < count {
+                assert!(Instant::now() < deadline, "{} of {count} dead letters of {topic}", letters.len());
                 if let Ok(Some(record)) = consumer.poll(Duration::from_millis(100)) {
-                    let letter: serde_json::Value = serde_json::from_slice(&record.payload).unwrap();
-                    if letter["topic"] == topic {
-                        return letter;
+                    let text = String::from_utf8(record.payload.unwrap().to_vec()).unwrap();
+                    assert!(!text.contains('\n'), "one line each");
+                    let letter: serde_json::Value = serde_json::from_str(&text).unwrap();
+                    if letter["original_topic"] == topic {
+                        letters.push((letter, record.headers));
                     }
                 }
             }
+            letters
         })
         .await
+    }
+
+    pub(crate) async fn number(&self, sql: &str) -> i64 {
+        self.client().await.query_one(&format!("select ({sql})::bigint"), &[]).await.unwrap().get(0)
     }
 }
 
