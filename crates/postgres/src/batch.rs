@@ -81,6 +81,7 @@ pub(crate) fn fold(changes: Vec<Change>, layouts: &HashMap<TableId, Arc<Layout>>
             // Cells of a column that is gone: nobody can see them any more.
             change.columns.retain(|(id, _)| layout.schema.column(*id).dropped.is_none());
             layout.canonical_elements(&mut change);
+            layout.conceal(&mut change);
             Body::Row { clustering, change, refresh: false }
         };
         let (slot, body) = match body {

@@ -2,13 +2,16 @@
 
 mod array;
 mod batch;
+mod conceal;
 mod config;
 mod connect;
 mod error;
 mod json;
 pub mod layout;
+mod number;
 mod prepare;
 mod session;
+mod settings;
 mod stream;
 mod target;
 mod transact;
@@ -16,5 +19,6 @@ mod value;
 
 pub use config::PostgresConfig;
 pub use error::{ApplyError, Disposition, Fault, TargetError};
+pub use settings::{ColumnSettings, Mask, OnUnrepresentable, SchemaMode, TableSettings};
 pub use stream::{Advance, Claim, StreamName};
 pub use target::{Applied, Target};

@@ -27,7 +27,7 @@ pub(crate) async fn prepare(client: &mut tokio_postgres::Client, layout: &Layout
             create(&layout.schema, relation)
         } else {
             check_types(&layout.schema, relation, &existing)?;
-            extend(relation, &existing)
+            extend(&layout.schema, relation, &existing)
         };
         if !ddl.is_empty() {
             changed = true;
@@ -139,27 +139,37 @@ fn create(schema: &TableSchema, relation: &Relation) -> String {
         ColumnKind::Regular => "Live rows",
         ColumnKind::Static => "Static columns",
     };
-    let comment = literal(&format!("{what} of {} in Cassandra; written by cdc.", schema.full_name()));
+    let about = literal(&format!("{what} of {} in Cassandra; written by cdc.", schema.full_name()));
     let mut ddl = format!(
         "create table {name} ({}, primary key ({})) with (fillfactor = 80);\n\
          create index on {name} ({EXPIRES_AT}) where {EXPIRES_AT} is not null;\n\
-         comment on table {name} is {comment};\n",
+         comment on table {name} is {about};\n",
         columns.join(", "),
         key.join(", ")
     );
     for (column, _, comment) in own {
         push(&mut ddl, format_args!("comment on column {name}.{column} is {};\n", literal(comment)));
     }
+    for column in target_columns(relation) {
+        push(&mut ddl, comment(schema, relation, column));
+    }
     ddl
 }
 
+fn comment(schema: &TableSchema, relation: &Relation, column: &TargetColumn) -> String {
+    let masked = column.masked.as_ref().map(|mask| format!(", {mask}")).unwrap_or_default();
+    let text = format!("{} of {} in Cassandra{masked}.", column.source, schema.full_name());
+    format!("comment on column {}.{} is {};\n", relation.name, quote(&column.name), literal(&text))
+}
+
 /// Adds columns that are missing.
-fn extend(relation: &Relation, existing: &[(String, u32)]) -> String {
+fn extend(schema: &TableSchema, relation: &Relation, existing: &[(String, u32)]) -> String {
     let mut ddl = String::new();
     for (_, column) in &relation.values {
         if !existing.iter().any(|(name, _)| *name == column.name) {
-            let (column, ty) = (quote(&column.name), sql_name(&column.pg));
-            push(&mut ddl, format_args!("alter table {} add column {column} {ty};\n", relation.name));
+            let (name, ty) = (quote(&column.name), sql_name(&column.pg));
+            push(&mut ddl, format_args!("alter table {} add column {name} {ty};\n", relation.name));
+            push(&mut ddl, comment(schema, relation, column));
         }
     }
     ddl

@@ -182,6 +182,10 @@ impl Inner {
             return Ok(layout);
         }
         let layout = Arc::new(Layout::new(&self.config, Arc::clone(table))?);
+        for fault in self.config.table(table).unknown_columns(table) {
+            // It may be added yet, and then its mask must be there already: no reason to stop.
+            tracing::warn!(table = table.full_name(), key = fault.key, "{}; {}", fault.problem, fault.fix);
+        }
         let mut client = self.pool.get().await.map_err(|error| TargetError::from_pool(&error))?;
         prepare(&mut client, &layout).await?;
         self.layouts.write().unwrap_or_else(PoisonError::into_inner).insert(table.id, Arc::clone(&layout));

@@ -57,6 +57,10 @@ use crate::{
     stream::MOVE_POSITIONS,
 };
 
+/// Bytes written at once. PostgreSQL ends the connection on a message of 1 GiB, and no row may be as large: such a batch
+/// is cut, a row of its own parked.
+const STATEMENTS_MAX: usize = 800 << 20;
+
 /// Clustering of a static row in `_cdc.remains`: no serialised clustering is one byte long.
 const STATIC_ROW: &[u8] = &[0xff];
 
@@ -203,6 +207,9 @@ async fn attempt(
         let exclusive = |token| locks.get(&(class(table.layout.schema.id), crate::batch::bucket(token))) == Some(&true);
         if writes.inserted_remains.iter().any(|token| !exclusive(*token)) {
             return Err(Attempt::Failure(Failure::Again));
+        }
+        if writes.bytes > STATEMENTS_MAX {
+            return Err(Attempt::Fault(Fault::of_sqlstate("54000", "")));
         }
         writes.calls(&mut calls);
         table.write_tombstones(&mut calls);

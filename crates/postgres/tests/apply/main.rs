@@ -1,8 +1,10 @@
 //! The apply path against a real PostgreSQL.
 
 mod concurrency;
+mod extremes;
 mod merge;
 mod refusal;
+mod settings;
 mod stream;
 mod support;
 mod types;

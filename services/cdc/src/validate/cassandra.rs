@@ -4,12 +4,18 @@ use std::path::Path;
 
 use cdc_cassandra::checks::{Wanted, keystore_fault, node_faults, table_faults};
 use cdc_cassandra::{Cassandra, CassandraConfig, Settings};
+use cdc_model::TableSchema;
+use cdc_postgres::PostgresConfig;
 use cdc_source::SourceConfig;
 
 use super::Finding;
 use crate::role::chain;
 
-pub(super) async fn check(config: &CassandraConfig, source: &SourceConfig) -> Vec<Finding> {
+pub(super) async fn check(
+    config: &CassandraConfig,
+    source: &SourceConfig,
+    postgres: Option<&PostgresConfig>,
+) -> Vec<Finding> {
     let node = match Cassandra::connect(config).await {
         Ok(node) => node,
         Err(error) => return vec![Finding::unavailable(chain(&error))],
@@ -27,6 +33,10 @@ pub(super) async fn check(config: &CassandraConfig, source: &SourceConfig) -> Ve
         Ok(tables) => {
             let wanted: Vec<Wanted> = source.tables.iter().filter_map(|entry| Wanted::parse(entry)).collect();
             findings.extend(table_faults(&wanted, &tables).into_iter().map(Finding::config));
+            let is_captured = |table: &TableSchema| table.cdc && wanted.iter().any(|entry| entry.matches(table));
+            let captured: Vec<TableSchema> = tables.into_iter().filter(is_captured).collect();
+            let settings = postgres.map(|postgres| postgres.validate_with(&captured)).unwrap_or_default();
+            findings.extend(settings.into_iter().map(Finding::config));
         }
         Err(error) => findings.push(Finding::unavailable(chain(&error))),
     }

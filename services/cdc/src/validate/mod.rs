@@ -80,7 +80,9 @@ async fn online(role: Role, config: &Config) -> Vec<Finding> {
     let (cassandra, postgres, kafka) = tokio::join!(
         async {
             match (&config.cassandra, &config.source) {
-                (Some(cassandra), Some(source)) if captures => cassandra::check(cassandra, source).await,
+                (Some(cassandra), Some(source)) if captures => {
+                    cassandra::check(cassandra, source, config.postgres.as_ref()).await
+                }
                 _ => Vec::new(),
             }
         },
