@@ -6,7 +6,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use cdc_model::{
-    Clustering, ColumnId, ColumnKind, ColumnState, CqlType, RowState, TableSchema, ValueBytes, canonical_value,
+    Clustering, ColumnId, ColumnKind, ColumnState, CqlType, RowState, TableSchema, ValueBytes, WriteTime,
+    canonical_value,
 };
 
 pub(crate) use self::relation::{Relation, TargetColumn};
@@ -41,10 +42,18 @@ pub(crate) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
+/// By a column's place in one version of a schema, its id in another; `None` if it is not there.
+pub(crate) type Translation = Vec<Option<ColumnId>>;
+
 /// A source table with its targets.
 #[derive(Debug)]
 pub(crate) struct Layout {
+    /// All that is known of the table, by whatever writer.
     pub(crate) schema: Arc<TableSchema>,
+    /// The version it was made for.
+    pub(crate) source: Arc<TableSchema>,
+    /// Of the target in `_cdc.tables`.
+    pub(crate) generation: i64,
     pub(crate) rows: Relation,
     /// Only if the table has static columns.
     pub(crate) statics: Option<Relation>,
@@ -56,6 +65,8 @@ pub(crate) struct Layout {
     equal_paths: HashMap<ColumnId, CqlType>,
     /// Of columns that are masked or left out.
     concealed: HashMap<ColumnId, Concealment>,
+    /// Of columns that were dropped and added again, until when cells belong to the former one.
+    added_again: HashMap<ColumnId, WriteTime>,
 }
 
 impl Layout {
@@ -93,11 +104,18 @@ impl Layout {
             (mask.is_some() || settings.excludes(&column.name))
                 .then(|| (ColumnId(id), Concealment::new(mask, &column.ty)))
         };
+        let added_again = |(id, column): (u16, &cdc_model::Column)| {
+            let dropped = column.dropped.is_none().then(|| schema.dropped_until(&column.name))?;
+            Some((ColumnId(id), WriteTime(dropped?)))
+        };
         let has_statics = schema.live_columns(ColumnKind::Static).next().is_some();
         Ok(Self {
             has_equal_keys: schema.clustering.iter().any(|column| column.ty.has_equal_forms()),
             equal_paths: (0u16..).zip(&schema.columns).filter_map(path).collect(),
             concealed: (0u16..).zip(&schema.columns).filter_map(concealment).collect(),
+            added_again: (0u16..).zip(&schema.columns).filter_map(added_again).collect(),
+            source: Arc::clone(&schema),
+            generation: 0,
             rows,
             statics: has_statics.then_some(statics),
             view: format!("{}.{}", quote(&config.schema), quote(&format!("{bare}{VIEW_SUFFIX}"))),
@@ -112,9 +130,40 @@ impl Layout {
         }
     }
 
-    /// Whether this describes the table at least as well as another version of its schema does.
-    pub(crate) fn covers(&self, other: &TableSchema) -> bool {
-        *self.schema == *other || self.schema.columns.len() > other.columns.len()
+    /// Whether all that a version of the table's schema tells is known here.
+    pub(crate) fn covers(&self, other: &Arc<TableSchema>) -> bool {
+        Arc::ptr_eq(&self.source, other)
+            || self.schema.join(TableSchema::clone(other)).is_ok_and(|joined| joined == *self.schema)
+    }
+
+    /// What the columns of a version of the schema are called here; those that are gone, or of which there is another
+    /// of the same name by now, are nobody's. `None` if nothing changes.
+    pub(crate) fn translation(&self, table: &TableSchema) -> Option<Translation> {
+        if *self.schema == *table && self.added_again.is_empty() {
+            return None;
+        }
+        let of_column = |column: &cdc_model::Column| {
+            let same = column.dropped.is_none()
+                && self.schema.dropped_until(&column.name) == table.dropped_until(&column.name);
+            let id = self.schema.column_id(column.name.as_bytes()).filter(|_| same)?;
+            self.schema.column(id).dropped.is_none().then_some(id)
+        };
+        Some(table.columns.iter().map(of_column).collect())
+    }
+
+    /// Leaves out cells of columns that are gone: nobody can see them any more.
+    pub(crate) fn forget(&self, row: &mut RowState) {
+        row.columns.retain_mut(|(id, state)| {
+            let Some(dropped) = self.added_again.get(id) else { return self.schema.column(*id).dropped.is_none() };
+            match state {
+                ColumnState::Simple(cell) => cell.time > *dropped,
+                ColumnState::Complex(complex) => {
+                    complex.deletion = complex.deletion.filter(|deletion| deletion.time > *dropped);
+                    complex.cells.retain(|(_, cell)| cell.time > *dropped);
+                    complex.deletion.is_some() || !complex.cells.is_empty()
+                }
+            }
+        });
     }
 
     /// The clustering key in the one form of all that Cassandra takes for the same row.

@@ -43,6 +43,7 @@ use cdc_model::{
 use deadpool_postgres::Pool;
 use tokio_postgres::types::Type;
 
+pub(crate) use self::read::LOCK;
 use self::{
     read::{read, read_partitions},
     write::Writes,
@@ -81,6 +82,10 @@ pub(crate) enum Failure {
     /// One of the units, at least, can never be written.
     Data(Fault),
     Fenced(StreamName),
+    /// A table is laid out otherwise by now.
+    Stale,
+    /// A relation or column is not what it was, perhaps because of that.
+    Schema(Fault),
     Other(TargetError),
 }
 
@@ -157,11 +162,10 @@ pub(crate) async fn transact(pool: &Pool, work: &Work<'_>) -> Result<Applied, Fa
                 }
                 FaultKind::Contention | FaultKind::Plan => Failure::Again,
                 FaultKind::Data => Failure::Data(fault),
-                FaultKind::Connection
-                | FaultKind::Environment
-                | FaultKind::Schema
-                | FaultKind::Access
-                | FaultKind::Unknown => Failure::Other(TargetError::Database { doing: "apply changes", fault }),
+                FaultKind::Schema => Failure::Schema(fault),
+                FaultKind::Connection | FaultKind::Environment | FaultKind::Access | FaultKind::Unknown => {
+                    Failure::Other(TargetError::Database { doing: "apply changes", fault })
+                }
             })
         }
         Err(Attempt::Failure(failure)) => {
@@ -276,7 +280,8 @@ fn arrange<'w>(work: &Work<'w>, refusals: &mut Vec<(usize, Refusal)>) -> Vec<Tab
     tables
 }
 
-fn class(table: TableId) -> i32 {
+/// First key of the advisory locks of a table's buckets.
+pub(crate) fn class(table: TableId) -> i32 {
     let (a, b) = table.0.as_u64_pair();
     let folded = (a ^ b).to_be_bytes();
     let word = |at: usize| i32::from_be_bytes([folded[at], folded[at + 1], folded[at + 2], folded[at + 3]]);

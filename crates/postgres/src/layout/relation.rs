@@ -126,6 +126,10 @@ impl Relation {
         Self { kind, name, key, partition_columns, values, stores_key, sql }
     }
 
+    pub(crate) fn columns(&self) -> impl Iterator<Item = &TargetColumn> {
+        self.key.iter().chain(self.values.iter().map(|(_, column)| column))
+    }
+
     /// Values that [`crate::value::decode`] can rebuild a uniform row from, in the order the statements select them.
     pub(crate) fn reversible(&self) -> impl Iterator<Item = (ColumnId, &TargetColumn)> {
         reversible(&self.values)

@@ -86,7 +86,6 @@ fn batch(table: &Arc<TableSchema>) -> Vec<Change> {
 async fn what_is_beyond_postgresql_is_parked_replaced_or_left_out_and_nothing_stops() -> Result<()> {
     let mut database = Database::create().await?;
     database.config.unrepresentable = OnUnrepresentable::Replace;
-    // Of each length, because the ids of these tables differ by it.
     let skips = TableSettings { unrepresentable: Some(OnUnrepresentable::Skip), ..TableSettings::default() };
     database.config.tables.insert("shop.skips".to_owned(), skips);
     let columns = (0..cases().len()).map(|index| {
@@ -94,7 +93,7 @@ async fn what_is_beyond_postgresql_is_parked_replaced_or_left_out_and_nothing_st
         (format!("x{index}"), ColumnSettings { unrepresentable, ..ColumnSettings::default() })
     });
     let parks = TableSettings { columns: columns.collect(), ..TableSettings::default() };
-    database.config.tables.insert("shop.parks_it".to_owned(), parks);
+    database.config.tables.insert("shop.parked".to_owned(), parks);
     let target = database.target().await?;
     let beyond = cases().iter().filter(|(.., fits)| !fits).count();
 
@@ -104,7 +103,7 @@ async fn what_is_beyond_postgresql_is_parked_replaced_or_left_out_and_nothing_st
     let skips = table("skips");
     let applied = target.apply(batch(&skips), &[]).await?;
     assert_eq!((applied.rows_written, applied.quarantined), (cases().len(), 0));
-    let parks = table("parks_it");
+    let parks = table("parked");
     let applied = target.apply(batch(&parks), &[]).await?;
     assert_eq!((applied.rows_written, applied.quarantined), (cases().len() - beyond, beyond));
 

@@ -1,6 +1,7 @@
 //! The apply path against a real PostgreSQL.
 
 mod concurrency;
+mod evolution;
 mod extremes;
 mod merge;
 mod refusal;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cdc_postgres::{Fault, PostgresConfig};
+use cdc_postgres::{Fault, PostgresConfig, SchemaMode};
 use tokio_postgres::{Client, Config, NoTls};
 
 use super::Finding;
@@ -68,7 +68,10 @@ async fn look(client: &Client, config: &PostgresConfig) -> Result<Vec<String>, t
             config.host
         ));
     }
-    for (schema, may_use) in [("_cdc", own), (config.schema.as_str(), target)] {
+    let manages = config.schema_mode == SchemaMode::Manage;
+    for (schema, may_use) in
+        [("_cdc", own), (config.schema.as_str(), target)].into_iter().take(1 + usize::from(manages))
+    {
         let user = &config.username;
         match may_use {
             Some(false) => findings.push(format!(
