@@ -19,6 +19,7 @@ mod value;
 
 pub use config::PostgresConfig;
 pub use error::{ApplyError, Disposition, Fault, TargetError};
+pub use prepare::differences;
 pub use settings::{ColumnSettings, Mask, OnUnrepresentable, SchemaMode, TableSettings};
 pub use stream::{Advance, Claim, StreamName};
 pub use target::{Applied, Target};

@@ -5,7 +5,7 @@ mod ddl;
 use std::sync::Arc;
 
 use cdc_model::TableSchema;
-use tokio_postgres::Transaction;
+use tokio_postgres::{GenericClient, Transaction};
 
 use self::ddl::{Existing, Step, drop_view, plan, view};
 use crate::{
@@ -59,12 +59,7 @@ pub(crate) async fn prepare(
     let mut layout = Layout::new(config, Arc::new(schema))?;
     layout.source = Arc::clone(newest);
     register(&transaction, &layout).await?;
-    let mut steps = Vec::new();
-    for relation in std::iter::once(&layout.rows).chain(&layout.statics) {
-        let existing = columns(&transaction, &relation.name).await?;
-        let has_key = has_key(&transaction, relation).await?;
-        steps.extend(plan(config, &layout, relation, &existing, has_key));
-    }
+    let steps = compare(&transaction, config, &layout).await?;
     refuse(config, &layout, &steps)?;
     layout.generation = if steps.is_empty() && !is_news {
         generation
@@ -88,6 +83,40 @@ pub(crate) async fn prepare(
     };
     transaction.commit().await.map_err(database)?;
     Ok(layout)
+}
+
+/// What is wrong with the targets of tables and needs a person, a sentence per table with the statements to run. Changes
+/// nothing.
+///
+/// # Errors
+/// [`TargetError::Database`] if the catalog cannot be read.
+pub async fn differences(
+    client: &tokio_postgres::Client,
+    config: &PostgresConfig,
+    tables: &[TableSchema],
+) -> Result<Vec<String>, TargetError> {
+    let mut found = Vec::new();
+    for table in tables {
+        // What cannot be laid out at all is told by `PostgresConfig::validate_with`.
+        let Ok(layout) = Layout::new(config, Arc::new(table.clone())) else { continue };
+        let steps = compare(client, config, &layout).await?;
+        found.extend(refuse(config, &layout, &steps).err().map(|error| error.to_string()));
+    }
+    Ok(found)
+}
+
+async fn compare(
+    client: &impl GenericClient,
+    config: &PostgresConfig,
+    layout: &Layout,
+) -> Result<Vec<Step>, TargetError> {
+    let mut steps = Vec::new();
+    for relation in std::iter::once(&layout.rows).chain(&layout.statics) {
+        let existing = columns(client, &relation.name).await?;
+        let has_key = has_key(client, relation).await?;
+        steps.extend(plan(config, layout, relation, &existing, has_key));
+    }
+    Ok(steps)
 }
 
 fn database(error: tokio_postgres::Error) -> TargetError {
@@ -212,8 +241,8 @@ async fn register(transaction: &Transaction<'_>, layout: &Layout) -> Result<(), 
 }
 
 /// A relation's columns in order; none if there is no such relation.
-async fn columns(transaction: &Transaction<'_>, relation: &str) -> Result<Vec<Existing>, TargetError> {
-    let rows = transaction.query(COLUMNS, &[&relation]).await.map_err(database)?;
+async fn columns(client: &impl GenericClient, relation: &str) -> Result<Vec<Existing>, TargetError> {
+    let rows = client.query(COLUMNS, &[&relation]).await.map_err(database)?;
     let column = |row: &tokio_postgres::Row| Existing {
         name: row.get(0),
         ty: row.get(1),
@@ -225,9 +254,9 @@ async fn columns(transaction: &Transaction<'_>, relation: &str) -> Result<Vec<Ex
 }
 
 /// Whether a unique index is over exactly the key, which is what keeps two writers from inserting one row twice.
-async fn has_key(transaction: &Transaction<'_>, relation: &Relation) -> Result<bool, TargetError> {
+async fn has_key(client: &impl GenericClient, relation: &Relation) -> Result<bool, TargetError> {
     let mut key: Vec<&str> = relation.key.iter().map(|column| column.name.as_str()).collect();
     key.sort_unstable();
-    let row = transaction.query_one(HAS_KEY, &[&relation.name, &key]).await.map_err(database)?;
+    let row = client.query_one(HAS_KEY, &[&relation.name, &key]).await.map_err(database)?;
     Ok(row.get(0))
 }

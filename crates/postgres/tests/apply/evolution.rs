@@ -164,6 +164,8 @@ async fn the_users_own_tables_are_compared_and_never_altered() -> Result<()> {
         )
         .await?;
     let error = target.apply(vec![insert.clone()], &[]).await.expect_err("much is wrong").to_string();
+    let told = cdc_postgres::differences(&client, &database.config, &[TableSchema::clone(&table)]).await?;
+    assert_eq!(told, [error.as_str()]);
     let (_, statements) = error.split_once("; alter").expect("statements follow");
     let expected = [
         " table \"public\".\"cdc_own\" add column _cdc_expires_at timestamptz;",

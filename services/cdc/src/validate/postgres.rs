@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use cdc_postgres::{Fault, PostgresConfig, SchemaMode};
+use cdc_model::TableSchema;
+use cdc_postgres::{Fault, PostgresConfig, SchemaMode, differences};
 use tokio_postgres::{Client, Config, NoTls};
 
 use super::Finding;
+use crate::role::chain;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
@@ -43,6 +45,22 @@ pub(super) async fn check(config: &PostgresConfig) -> Vec<Finding> {
         Err(_) => vec![Finding::unavailable(format!(
             "PostgreSQL at {place} did not answer within {CONNECT_WITHIN:?}; check postgres.host and postgres.port"
         ))],
+    }
+}
+
+/// Whether the tables that are there can take what is captured; a server that does not answer is [`check`]'s to tell.
+pub(super) async fn compare(config: &PostgresConfig, tables: &[TableSchema]) -> Vec<Finding> {
+    let compared = async {
+        let (client, connection) = settings(config).connect(NoTls).await.ok()?;
+        tokio::select! {
+            found = differences(&client, config, tables) => Some(found),
+            _ = connection => None,
+        }
+    };
+    match tokio::time::timeout(CONNECT_WITHIN, compared).await {
+        Ok(Some(Ok(found))) => found.into_iter().map(Finding::config).collect(),
+        Ok(Some(Err(error))) => vec![Finding::unavailable(chain(&error))],
+        Ok(None) | Err(_) => Vec::new(),
     }
 }
 
