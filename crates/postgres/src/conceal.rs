@@ -78,9 +78,9 @@ impl Concealment {
     /// For the column's comment, by which a change of masks is noticed.
     pub(crate) fn describe(&self, mask: &Mask) -> String {
         match (self, mask) {
-            (Self::Hash { key, .. }, _) => format!("masked: HMAC-SHA-256, salt {}", key.fingerprint()),
-            (Self::Drop { .. }, Mask::Fixed(_)) => "masked: fixed text".to_owned(),
-            (Self::Drop { .. }, _) => "masked: NULL".to_owned(),
+            (Self::Hash { key, .. }, _) => format!("HMAC-SHA-256, salt {}", key.fingerprint()),
+            (Self::Drop { .. }, Mask::Fixed(_)) => "fixed text".to_owned(),
+            (Self::Drop { .. }, _) => "NULL".to_owned(),
         }
     }
 

@@ -114,13 +114,10 @@ fn compare(
     existing: &[Existing],
 ) -> Vec<Step> {
     let (table, name) = (&relation.name, quote(&column.name));
-    let wanted = about(schema, column);
-    let ours = found.comment.as_deref().filter(|text| text.contains(&source_of(schema)));
+    let ours = found.comment.as_deref().and_then(|comment| Made::by(schema, comment));
     let dropped = schema.dropped_until(&column.source);
-    let is_older = match ours {
-        Some(comment) => {
-            comment.starts_with(&format!("{}{}", column.source, source_of(schema))) && since(comment) < dropped
-        }
+    let is_older = match &ours {
+        Some(made) => made.source == column.source && made.since < dropped,
         None => dropped.is_some() && found.ty != sql_type(column),
     };
     if is_older {
@@ -136,12 +133,13 @@ fn compare(
         return vec![Step { renamed: Some((column.name.clone(), other)), ..Step::safe(problem, fix) }];
     }
     let manages = config.schema_mode == SchemaMode::Manage;
-    let differs = match ours {
-        Some(comment) => comment != wanted,
+    let differs = match &ours {
+        Some(made) => made.source != column.source || made.masked != column.masked.as_deref(),
         None => found.comment.is_none() && column.masked.is_some() && manages,
     };
     if differs {
-        let made_for = ours.unwrap_or("a column that is not masked");
+        let made_for = found.comment.as_deref().unwrap_or("a column that is not masked");
+        let wanted = about(schema, column);
         return vec![Step::by_person(
             format!("column {name} of {table} was made for `{made_for}`, but is to hold `{wanted}`"),
             format!(
@@ -267,10 +265,10 @@ fn comment(schema: &TableSchema, relation: &Relation, column: &TargetColumn) -> 
     format!("comment on column {}.{name} is {};\n", relation.name, literal(&about(schema, column)))
 }
 
-/// By which a column is known again: its source, since when, and what was done to the values.
+/// By which a column is known again, see [`Made`].
 fn about(schema: &TableSchema, column: &TargetColumn) -> String {
     let since = schema.dropped_until(&column.source).map(|time| format!("{SINCE}{time}")).unwrap_or_default();
-    let masked = column.masked.as_ref().map(|mask| format!(", {mask}")).unwrap_or_default();
+    let masked = column.masked.as_ref().map(|mask| format!("{MASKED}{mask}")).unwrap_or_default();
     format!("{}{}{since}{masked}.", column.source, source_of(schema))
 }
 
@@ -280,10 +278,25 @@ fn source_of(schema: &TableSchema) -> String {
 
 /// Before the microsecond at which a column was dropped that was added again.
 const SINCE: &str = ", added again after ";
+const MASKED: &str = ", masked: ";
 
-fn since(comment: &str) -> Option<i64> {
-    let rest = comment.split_once(SINCE)?.1;
-    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+/// What a column was made for, by its comment.
+struct Made<'c> {
+    source: &'c str,
+    since: Option<i64>,
+    masked: Option<&'c str>,
+}
+
+impl<'c> Made<'c> {
+    /// `None` of comments that are the user's.
+    fn by(schema: &TableSchema, comment: &'c str) -> Option<Self> {
+        let (source, rest) = comment.split_once(&source_of(schema))?;
+        let keys = schema.partition_key.iter().chain(&schema.clustering).map(|column| &column.name);
+        keys.chain(schema.columns.iter().map(|column| &column.name)).find(|name| *name == source)?;
+        let since = rest.split_once(SINCE).and_then(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next());
+        let masked = rest.split_once(MASKED).and_then(|(_, rest)| rest.split('.').next());
+        Some(Self { source, since: since.and_then(|time| time.parse().ok()), masked })
+    }
 }
 
 pub(super) fn drop_view(layout: &Layout) -> String {

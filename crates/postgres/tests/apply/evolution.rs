@@ -205,5 +205,10 @@ async fn settings_that_do_not_go_with_what_is_stored_halt() -> Result<()> {
         let error = database.target().await?.prepare_table(table.clone()).await.expect_err("it does not go");
         assert!(error.to_string().contains(sentence), "{error}");
     }
+    // A comment of the user's says nothing.
+    database.config.tables.clear();
+    let comment = "comment on column \"cdc_Orders\".t is 'PII of shop.Orders in Cassandra, masked: never'";
+    database.client().await?.batch_execute(comment).await?;
+    database.target().await?.prepare_table(table).await?;
     Ok(())
 }
