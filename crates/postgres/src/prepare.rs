@@ -11,7 +11,7 @@ use self::ddl::{Existing, Step, drop_view, plan, view};
 use crate::{
     PostgresConfig, SchemaMode, TargetError,
     batch::BUCKETS,
-    error::Fault,
+    error::{Fault, FaultKind},
     layout::{Layout, Relation},
     transact::{LOCK, class},
 };
@@ -162,7 +162,7 @@ async fn alter(transaction: &Transaction<'_>, layout: &Layout, steps: &[Step]) -
         run(&drop_view(layout)).await?;
     }
     for step in steps {
-        run(&step.fix).await?;
+        transaction.batch_execute(&step.fix).await.map_err(|error| refused(layout, step, error))?;
         if let Some((old, new)) = &step.renamed
             && let Some(place) = shown.iter().position(|name| name == old)
         {
@@ -178,6 +178,18 @@ async fn alter(transaction: &Transaction<'_>, layout: &Layout, steps: &[Step]) -
             run(&view(layout, statics, &shown, &of_statics)).await
         }
         _ => Ok(()),
+    }
+}
+
+fn refused(layout: &Layout, step: &Step, error: tokio_postgres::Error) -> TargetError {
+    match Fault::from(error) {
+        // Not a stale plan here: a view of the user's holds a column's type fast.
+        fault if fault.kind == FaultKind::Plan => TargetError::Layout {
+            table: layout.schema.full_name(),
+            problem: format!("{}, and altering it fails: {fault}", step.problem),
+            fix: format!("drop what depends on it, run this, and create that again: {}", step.fix),
+        },
+        fault => TargetError::Database { doing: "alter target tables", fault },
     }
 }
 

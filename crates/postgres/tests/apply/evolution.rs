@@ -128,6 +128,11 @@ async fn a_type_that_only_widens_is_followed_and_another_halts_with_the_statemen
     let client = database.client().await?;
     client.batch_execute("drop view \"cdc_Orders__all\"; alter table \"cdc_Orders\" alter v type smallint").await?;
     client.batch_execute("alter table \"cdc_Orders\" alter t type varchar(20)").await?;
+    client.batch_execute("create view mine as select v from \"cdc_Orders\"").await?;
+    let error = database.target().await?.prepare_table(table.clone()).await.expect_err("a view is in the way");
+    assert_eq!(error.disposition(), cdc_postgres::Disposition::Halt);
+    assert!(error.to_string().contains("drop what depends on it, run this"), "{error}");
+    client.batch_execute("drop view mine").await?;
     let target = database.target().await?;
     target.apply(vec![insert(&table, "a", 2, 70_000, "text of more than twenty characters", 5)], &[]).await?;
     assert_eq!(database.number("select sum(v) from \"cdc_Orders__all\"").await?, 70_007);
