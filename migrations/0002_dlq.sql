@@ -70,6 +70,3 @@ comment on column _cdc.dlq.status is 'resolved once the target was seen to conta
 comment on column _cdc.dlq.resolution is 'How it was resolved, or why it was discarded.';
 comment on column _cdc.dlq.resolved_at is 'When the status left unresolved.';
 comment on column _cdc.dlq.published_at is 'When topic dlq-events had it; NULL in direct mode.';
-
-alter table _cdc.tables add column schema jsonb;
-comment on column _cdc.tables.schema is 'Newest definition of the source table any writer knew; dead letters are read with it.';

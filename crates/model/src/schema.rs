@@ -78,6 +78,17 @@ impl CqlType {
         )
     }
 
+    /// Of all user-defined types in it together.
+    fn fields(&self) -> usize {
+        match self {
+            Self::List { element, .. } | Self::Set { element, .. } | Self::Vector { element, .. } => element.fields(),
+            Self::Map { key, value, .. } => key.fields() + value.fields(),
+            Self::Tuple(elements) => elements.iter().map(Self::fields).sum(),
+            Self::Udt { fields, .. } => fields.iter().map(|(_, ty)| 1 + ty.fields()).sum(),
+            _ => 0,
+        }
+    }
+
     /// Bytes of every value, where the storage format leaves the length out (`AbstractType.valueLengthIfFixed`):
     /// not for tinyint, smallint, date, time, inet, counter.
     pub fn fixed_length(&self) -> Option<usize> {
@@ -191,6 +202,21 @@ impl TableSchema {
         Self { columns, ..newer }.checked()
     }
 
+    /// What two versions tell together, where it is not known which is newer, with the columns known here keeping their
+    /// [`ColumnId`]. User-defined types only grow; of two that are as large, the other version's is taken.
+    pub fn join(&self, mut other: Self) -> Result<Self, SchemaError> {
+        let drops: Vec<Option<i64>> = other.columns.iter().map(|column| other.dropped_until(&column.name)).collect();
+        let mut drops = drops.into_iter();
+        other.columns.retain(|column| self.dropped_until(&column.name) <= drops.next().flatten());
+        for column in other.columns.iter_mut().filter(|column| column.dropped.is_none()) {
+            let known = self.columns.iter().find(|known| known.name == column.name && known.dropped.is_none());
+            if let Some(known) = known.filter(|known| known.ty.fields() > column.ty.fields()) {
+                column.ty = known.ty.clone();
+            }
+        }
+        self.evolve(other)
+    }
+
     /// `keyspace.table`.
     pub fn full_name(&self) -> String {
         format!("{}.{}", self.keyspace, self.name)
@@ -302,6 +328,34 @@ mod tests {
         let twice = again.evolve(table(&[("a", Blob, Some(9)), ("b", Int, None)])).unwrap();
         assert_eq!((twice.column_id(b"a"), twice.dropped_until("a")), (Some(ColumnId(2)), Some(9)));
         assert_eq!(twice.live_columns(ColumnKind::Regular).count(), 1);
+    }
+
+    #[test]
+    fn versions_join_to_the_same_whichever_is_newer() {
+        use CqlType::{Blob, Int, Text};
+        let versions = [
+            table(&[("a", Text, None)]),
+            table(&[("a", Text, None), ("b", Int, None)]),
+            table(&[("a", Text, Some(5)), ("b", Int, None)]),
+            table(&[("a", Blob, None), ("a", Text, Some(5)), ("b", Int, None)]),
+            table(&[("a", Blob, Some(9)), ("b", Int, None)]),
+        ];
+        for (newer, after) in versions.iter().enumerate() {
+            for before in &versions[..=newer] {
+                let (known, late) = (before.join(after.clone()).unwrap(), after.join(before.clone()).unwrap());
+                assert_eq!(&late, after, "nothing older takes anything back");
+                let names = |table: &TableSchema| table.columns.iter().map(|c| c.name.clone()).collect::<Vec<_>>();
+                assert!(names(&known).starts_with(&names(before)), "ids stay");
+                for name in ["a", "b"] {
+                    let live = |table: &TableSchema| {
+                        let of_name = |column: &&Column| column.name == name && column.dropped.is_none();
+                        table.columns.iter().find(of_name).map(|column| column.ty.clone())
+                    };
+                    assert_eq!(live(&known), live(after));
+                    assert_eq!(known.dropped_until(name), after.dropped_until(name));
+                }
+            }
+        }
     }
 
     #[test]

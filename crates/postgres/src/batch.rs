@@ -3,9 +3,14 @@
 use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
-use cdc_model::{Change, ChangeBody, Clustering, PartitionTombstones, Provenance, RowState, TableId, Token, token};
+use cdc_model::{
+    Change, ChangeBody, Clustering, PartitionTombstones, Provenance, RowState, TableId, TableSchema, Token, token,
+};
 
-use crate::{dead_letters::ErrorType, layout::Layout};
+use crate::{
+    dead_letters::ErrorType,
+    layout::{Layout, Translation},
+};
 
 /// Number of groups the partitions of a table are locked in. Small enough that the locks of all connections on many
 /// tables fit PostgreSQL's lock table (6400 entries by default), large enough that deletions rarely meet.
@@ -46,6 +51,14 @@ pub(crate) struct Refusal {
 }
 
 impl Unit {
+    /// Goes on with a newer layout of its table.
+    pub(crate) fn adopt(&mut self, layout: &Arc<Layout>) {
+        self.layout = Arc::clone(layout);
+        if let Body::Row { change, .. } = &mut self.body {
+            layout.forget(change);
+        }
+    }
+
     pub(crate) fn bucket(&self) -> i32 {
         bucket(self.token)
     }
@@ -72,16 +85,30 @@ enum Slot {
     Tombstones,
 }
 
-/// Folds changes, whose tables' layouts are all in the map.
-pub(crate) fn fold(changes: Vec<Change>, layouts: &HashMap<TableId, Arc<Layout>>) -> Vec<Unit> {
+/// Folds changes, whose tables' layouts are all in the map. Masks them, unless that was done before they were parked.
+pub(crate) fn fold(changes: Vec<Change>, layouts: &HashMap<TableId, Arc<Layout>>, conceal: bool) -> Vec<Unit> {
     let mut units: Vec<Unit> = Vec::with_capacity(changes.len());
     let mut places: HashMap<(TableId, Bytes, Slot), usize> = HashMap::with_capacity(changes.len());
+    // Of the last change's table: most batches have long runs of one.
+    let mut last: Option<(Arc<TableSchema>, Option<Translation>)> = None;
     for Change { table, partition_key, body, provenance } in changes {
         let layout = &layouts[&table.id];
+        if !last.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, &table)) {
+            last = Some((Arc::clone(&table), layout.translation(&table)));
+        }
+        let translation = last.as_ref().and_then(|(_, translation)| translation.as_ref());
         let row = |clustering, mut change: RowState| {
-            // Cells of a column that is gone: nobody can see them any more.
-            change.columns.retain(|(id, _)| layout.schema.column(*id).dropped.is_none());
+            if let Some(ids) = translation {
+                let columns = change.columns.into_iter();
+                let columns = columns.filter_map(|(id, state)| Some((ids[usize::from(id.0)]?, state)));
+                change.columns = columns.collect();
+                change.columns.sort_by_key(|(id, _)| *id);
+            }
+            layout.forget(&mut change);
             layout.canonical_elements(&mut change);
+            if conceal {
+                layout.conceal(&mut change);
+            }
             Body::Row { clustering, change, refresh: false }
         };
         let (slot, body) = match body {

@@ -7,7 +7,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection, Row, postgres::PgConnectOpt
 use tokio_postgres::NoTls;
 
 use crate::{
-    Disposition, PostgresConfig, TargetError,
+    Disposition, PostgresConfig, SchemaMode, TargetError,
     error::{Fault, FaultKind},
     layout::quote,
 };
@@ -52,7 +52,7 @@ pub(crate) fn pool(config: &PostgresConfig) -> Result<Pool, TargetError> {
         .map_err(|error| TargetError::Pool(error.to_string()))
 }
 
-/// Creates schema `_cdc` and the targets' schema where they are missing, and runs the migrations that are new.
+/// Creates schema `_cdc` and the targets' schema (unless it is the user's) where they are missing, and runs the migrations that are new.
 pub(crate) async fn migrate(config: &PostgresConfig) -> Result<(), TargetError> {
     let mut options = PgConnectOptions::new_without_pgpass()
         .host(&config.host)
@@ -81,7 +81,8 @@ pub(crate) async fn migrate(config: &PostgresConfig) -> Result<(), TargetError> 
 async fn migrate_on(connection: &mut PgConnection, config: &PostgresConfig) -> Result<(), TargetError> {
     let failed = |error: sqlx::Error| migration_error(config, sqlx::migrate::MigrateError::Execute(error));
     sqlx::query("select pg_advisory_lock(212664321, 0)").execute(&mut *connection).await.map_err(failed)?;
-    for schema in ["_cdc", &config.schema] {
+    let targets = (config.schema_mode == SchemaMode::Manage).then_some(config.schema.as_str());
+    for schema in std::iter::once("_cdc").chain(targets) {
         let exists: bool = sqlx::query("select exists (select from pg_namespace where nspname = $1)")
             .bind(schema)
             .fetch_one(&mut *connection)

@@ -4,17 +4,24 @@ use std::fmt::Write;
 
 use cdc_model::{CqlType, CqlValue, ValueBytes, compare_values};
 
-use crate::value::{Unrepresentable, check_numeric};
+use crate::{
+    number::number,
+    value::{Unrepresentable, without_nul},
+};
 
 /// A frozen collection, tuple, user-defined type or vector.
-pub(crate) fn value(value: &CqlValue) -> Result<String, Unrepresentable> {
-    let mut out = String::new();
-    write_value(&mut out, value)?;
-    Ok(out)
+pub(crate) fn value(value: &CqlValue, replace: bool) -> Result<String, Unrepresentable> {
+    let mut writer = Writer { out: String::new(), replace };
+    writer.value(value)?;
+    Ok(writer.out)
 }
 
 /// A non-frozen collection or user-defined type from its paths and values.
-pub(crate) fn complex(ty: &CqlType, elements: &[(ValueBytes, ValueBytes)]) -> Result<String, Unrepresentable> {
+pub(crate) fn complex(
+    ty: &CqlType,
+    elements: &[(ValueBytes, ValueBytes)],
+    replace: bool,
+) -> Result<String, Unrepresentable> {
     let decode = |ty: &CqlType, bytes: &ValueBytes| {
         CqlValue::decode(ty, bytes).map_err(|_| Unrepresentable::Malformed("collection element"))
     };
@@ -23,7 +30,7 @@ pub(crate) fn complex(ty: &CqlType, elements: &[(ValueBytes, ValueBytes)]) -> Re
         elements.sort_by(|(a, _), (b, _)| compare_values(path, a, b));
         elements
     };
-    value(&match ty {
+    let whole = match ty {
         CqlType::List { element, .. } => CqlValue::List(
             sorted(&CqlType::TimeUuid)
                 .into_iter()
@@ -49,110 +56,117 @@ pub(crate) fn complex(ty: &CqlType, elements: &[(ValueBytes, ValueBytes)]) -> Re
                 .collect::<Result<_, Unrepresentable>>()?,
         ),
         _ => return Err(Unrepresentable::Malformed("collection")),
-    })
+    };
+    value(&whole, replace)
 }
 
-fn write_value(out: &mut String, value: &CqlValue) -> Result<(), Unrepresentable> {
-    match value {
-        CqlValue::Text(text) => write_string(out, text)?,
-        CqlValue::Boolean(flag) => push(out, flag),
-        CqlValue::TinyInt(number) => push(out, number),
-        CqlValue::SmallInt(number) => push(out, number),
-        CqlValue::Int(number) => push(out, number),
-        CqlValue::BigInt(number) => push(out, number),
-        CqlValue::Varint(number) => {
-            check_numeric(number, 0)?;
-            push(out, number);
-        }
-        CqlValue::Decimal { unscaled, scale } => {
-            check_numeric(unscaled, *scale)?;
-            push(out, format_args!("{unscaled}e{}", -i64::from(*scale)));
-        }
-        CqlValue::Float(number) if number.is_finite() => push(out, format_args!("{number:?}")),
-        CqlValue::Double(number) if number.is_finite() => push(out, format_args!("{number:?}")),
-        CqlValue::Float(number) => write_not_finite(out, f64::from(*number)),
-        CqlValue::Double(number) => write_not_finite(out, *number),
-        CqlValue::Timestamp(millis) => push(out, format_args!("\"{}\"", timestamp(*millis))),
-        CqlValue::Date(days) => push(out, format_args!("\"{}\"", date(*days))),
-        CqlValue::Time(nanos) => push(out, format_args!("\"{}\"", time(*nanos))),
-        CqlValue::Uuid(uuid) => push(out, format_args!("\"{uuid}\"")),
-        CqlValue::Inet(address) => push(out, format_args!("\"{address}\"")),
-        CqlValue::Duration { months, days, nanoseconds } => {
-            push(out, format_args!("\"{}\"", duration(*months, *days, *nanoseconds)));
-        }
-        CqlValue::Blob(bytes) => {
-            out.push_str("\"0x");
-            for byte in bytes {
-                push(out, format_args!("{byte:02x}"));
+struct Writer {
+    out: String,
+    /// What PostgreSQL cannot hold becomes the nearest it can.
+    replace: bool,
+}
+
+impl Writer {
+    fn value(&mut self, value: &CqlValue) -> Result<(), Unrepresentable> {
+        let replace = self.replace;
+        let out = &mut self.out;
+        match value {
+            CqlValue::Text(text) => self.string(text)?,
+            CqlValue::Boolean(flag) => push(out, flag),
+            CqlValue::TinyInt(number) => push(out, number),
+            CqlValue::SmallInt(number) => push(out, number),
+            CqlValue::Int(number) => push(out, number),
+            CqlValue::BigInt(number) => push(out, number),
+            CqlValue::Varint(unscaled) => push(out, number(unscaled, 0, replace)?),
+            CqlValue::Decimal { unscaled, scale } => push(out, number(unscaled, *scale, replace)?),
+            CqlValue::Float(number) if number.is_finite() => push(out, format_args!("{number:?}")),
+            CqlValue::Double(number) if number.is_finite() => push(out, format_args!("{number:?}")),
+            CqlValue::Float(number) => write_not_finite(out, f64::from(*number)),
+            CqlValue::Double(number) => write_not_finite(out, *number),
+            CqlValue::Timestamp(millis) => push(out, format_args!("\"{}\"", timestamp(*millis))),
+            CqlValue::Date(days) => push(out, format_args!("\"{}\"", date(*days))),
+            CqlValue::Time(nanos) => push(out, format_args!("\"{}\"", time(*nanos))),
+            CqlValue::Uuid(uuid) => push(out, format_args!("\"{uuid}\"")),
+            CqlValue::Inet(address) => push(out, format_args!("\"{address}\"")),
+            CqlValue::Duration { months, days, nanoseconds } => {
+                push(out, format_args!("\"{}\"", duration(*months, *days, *nanoseconds)));
             }
-            out.push('"');
-        }
-        CqlValue::Empty => out.push_str("\"\""),
-        CqlValue::List(elements) | CqlValue::Tuple(elements) => {
-            write_array(out, elements.iter().map(Option::as_ref))?;
-        }
-        CqlValue::Set(elements) | CqlValue::Vector(elements) => write_array(out, elements.iter().map(Some))?,
-        CqlValue::Map(entries) => {
-            out.push('{');
-            for (index, (key, value)) in entries.iter().enumerate() {
-                comma(out, index);
-                match key {
-                    CqlValue::Text(text) => write_string(out, text)?,
-                    key => {
-                        let mut name = String::new();
-                        write_value(&mut name, key)?;
-                        // What is a JSON string already (a uuid, a date) serves as it is.
-                        if name.starts_with('"') { out.push_str(&name) } else { write_string(out, &name)? }
-                    }
+            CqlValue::Blob(bytes) => {
+                out.push_str("\"0x");
+                for byte in bytes {
+                    push(out, format_args!("{byte:02x}"));
                 }
-                out.push(':');
-                write_optional(out, value.as_ref())?;
+                out.push('"');
             }
-            out.push('}');
-        }
-        CqlValue::Udt(fields) => {
-            out.push('{');
-            for (index, (name, value)) in fields.iter().enumerate() {
-                comma(out, index);
-                write_string(out, name)?;
-                out.push(':');
-                write_optional(out, value.as_ref())?;
+            CqlValue::Empty => out.push_str("\"\""),
+            CqlValue::List(elements) | CqlValue::Tuple(elements) => self.array(elements.iter().map(Option::as_ref))?,
+            CqlValue::Set(elements) | CqlValue::Vector(elements) => self.array(elements.iter().map(Some))?,
+            CqlValue::Map(entries) => {
+                self.out.push('{');
+                for (index, (key, value)) in entries.iter().enumerate() {
+                    self.comma(index);
+                    match key {
+                        CqlValue::Text(text) => self.string(text)?,
+                        key => {
+                            let name = self::value(key, replace)?;
+                            // What is a JSON string already (a uuid, a date) serves as it is.
+                            if name.starts_with('"') { self.out.push_str(&name) } else { self.string(&name)? }
+                        }
+                    }
+                    self.out.push(':');
+                    self.optional(value.as_ref())?;
+                }
+                self.out.push('}');
             }
-            out.push('}');
+            CqlValue::Udt(fields) => {
+                self.out.push('{');
+                for (index, (name, value)) in fields.iter().enumerate() {
+                    self.comma(index);
+                    self.string(name)?;
+                    self.out.push(':');
+                    self.optional(value.as_ref())?;
+                }
+                self.out.push('}');
+            }
+        }
+        Ok(())
+    }
+
+    fn array<'v>(&mut self, elements: impl Iterator<Item = Option<&'v CqlValue>>) -> Result<(), Unrepresentable> {
+        self.out.push('[');
+        for (index, element) in elements.enumerate() {
+            self.comma(index);
+            self.optional(element)?;
+        }
+        self.out.push(']');
+        Ok(())
+    }
+
+    fn optional(&mut self, value: Option<&CqlValue>) -> Result<(), Unrepresentable> {
+        match value {
+            None => {
+                self.out.push_str("null");
+                Ok(())
+            }
+            Some(value) => self.value(value),
         }
     }
-    Ok(())
-}
 
-fn write_array<'v>(
-    out: &mut String,
-    elements: impl Iterator<Item = Option<&'v CqlValue>>,
-) -> Result<(), Unrepresentable> {
-    out.push('[');
-    for (index, element) in elements.enumerate() {
-        comma(out, index);
-        write_optional(out, element)?;
+    fn string(&mut self, text: &str) -> Result<(), Unrepresentable> {
+        let json = |text: &str| serde_json::to_string(text).expect("a string has a JSON form");
+        self.out.push_str(&match text.contains('\0') {
+            false => json(text),
+            true if self.replace => json(&without_nul(text)),
+            true => return Err(Unrepresentable::Nul),
+        });
+        Ok(())
     }
-    out.push(']');
-    Ok(())
-}
 
-fn write_optional(out: &mut String, value: Option<&CqlValue>) -> Result<(), Unrepresentable> {
-    match value {
-        None => {
-            out.push_str("null");
-            Ok(())
+    fn comma(&mut self, index: usize) {
+        if index > 0 {
+            self.out.push(',');
         }
-        Some(value) => write_value(out, value),
     }
-}
-
-fn write_string(out: &mut String, text: &str) -> Result<(), Unrepresentable> {
-    if text.contains('\0') {
-        return Err(Unrepresentable::Nul);
-    }
-    out.push_str(&serde_json::to_string(text).expect("a string has a JSON form"));
-    Ok(())
 }
 
 fn write_not_finite(out: &mut String, number: f64) {
@@ -162,12 +176,6 @@ fn write_not_finite(out: &mut String, number: f64) {
         _ => "NaN",
     };
     push(out, format_args!("\"{name}\""));
-}
-
-fn comma(out: &mut String, index: usize) {
-    if index > 0 {
-        out.push(',');
-    }
 }
 
 fn push(out: &mut String, value: impl std::fmt::Display) {

@@ -1,90 +1,30 @@
-//! What a source table looks like in PostgreSQL.
-//!
-//! # Tables
-//!
-//! A Cassandra table `shop.orders` is kept as
-//!
-//! | relation | content |
-//! |---|---|
-//! | `cdc_orders` | its rows that are live now, and nothing else |
-//! | `cdc_orders__static` | its static columns, one row per partition that has any; only if the table has static columns |
-//! | `cdc_orders__all` | a view that joins the two, as `SELECT * FROM orders` shows them |
-//!
-//! The name comes from the template `table_name` (default `cdc_{table}`, may contain `{keyspace}`), the schema from
-//! `schema` (default `public`). Columns keep their names, including case; the primary key is Cassandra's primary key
-//! (partition key, then clustering columns). New columns of the source are added at once; columns dropped there stay
-//! here and are no longer written.
-//!
-//! Four columns (or five) belong to the pipeline:
-//!
-//! | column | content |
-//! |---|---|
-//! | `_cdc_written_at bigint` | newest write time of anything in the row, microseconds since 1970 |
-//! | `_cdc_state bytea` | times of every cell and deletion; NULL while the row is *uniform* (below) |
-//! | `_cdc_expires_at timestamptz` | when something in the row expires next; NULL without TTL |
-//! | `_cdc_token bigint` | Murmur3 token of the partition |
-//! | `_cdc_key bytea` | the key as Cassandra serialises it; only where a key column is `varint`, `decimal` or a frozen collection, tuple or user-defined type, whose bytes cannot be rebuilt from the column |
-//!
-//! A row is *uniform* if it was written by `INSERT`s of one write time, has neither TTLs nor tombstones, and all its
-//! values can be rebuilt from the columns to the last bit; then the columns and `_cdc_written_at` are its whole state.
-//! That is the common case, and it costs nothing but the bigint. Write times are in no index, so updates stay
-//! heap-only (`fillfactor` is 80).
-//!
-//! # Types
-//!
-//! | CQL | PostgreSQL |
-//! |---|---|
-//! | `ascii`, `text`, `varchar` | `text` |
-//! | `tinyint`, `smallint` | `smallint` |
-//! | `int` | `integer` |
-//! | `bigint`, `counter` | `bigint` |
-//! | `varint`, `decimal` | `numeric` |
-//! | `float`, `double` | `real`, `double precision` |
-//! | `boolean` | `boolean` |
-//! | `blob`, types given by a Java class | `bytea` |
-//! | `uuid`, `timeuuid` | `uuid` |
-//! | `inet` | `inet` |
-//! | `date` | `date` |
-//! | `time` | `time` (microseconds; the nanoseconds are kept in the state) |
-//! | `timestamp` | `timestamptz` |
-//! | `duration` | `text`, ISO 8601 with nanoseconds: `P1Y2M3DT4H5M6.000000007S` |
-//! | `list`, `set`, `tuple`, `vector` | `jsonb` array; sets in Cassandra's order |
-//! | `map`, user-defined type | `jsonb` object |
-//!
-//! In `jsonb`, numbers keep every digit; NaN and infinities are the strings `"NaN"`, `"Infinity"`, `"-Infinity"`;
-//! blobs are `"0x…"`; uuids, addresses, dates, times and timestamps (RFC 3339, milliseconds, UTC) are strings. Map keys
-//! that are not text are written as the string of their JSON form. An *empty* value of a type that has none (a
-//! zero-length `int`, say) is NULL in the column and kept in the state.
-//!
-//! # What does not fit
-//!
-//! A change PostgreSQL cannot hold (text with a NUL character, a timestamp outside its range, a number beyond
-//! `numeric`, a key column of no value, a `time` key of fractional microseconds, a key `-0.0`) goes to
-//! `_cdc.dlq`, complete but for no value in its message; all other rows go on. Two partitions whose keys are
-//! equal in PostgreSQL though not in Cassandra (`decimal` 1.5 and 1.50) collide: the second is quarantined.
-//!
-//! Within a partition Cassandra itself takes such values for one clustering key, one element of a set, one key of a map,
-//! and answers whichever bytes happened to win: numbers of another scale or with needless leading bytes, all NaNs, tuples
-//! and user-defined types whose last components are NULL or missing. Here they are one row or element too, in one form:
-//! the shortest.
+#![doc = include_str!("../../../docs/target.md")]
 
-use std::{collections::HashMap, fmt::Write, sync::Arc};
+mod relation;
+
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use cdc_model::{
-    Clustering, ColumnId, ColumnKind, ColumnState, CqlType, RowState, TableSchema, ValueBytes, canonical_value,
+    Clustering, ColumnId, ColumnKind, ColumnState, CqlType, RowState, TableSchema, ValueBytes, WriteTime,
+    canonical_value,
 };
-use tokio_postgres::types::Type;
 
+pub(crate) use self::relation::{Relation, TargetColumn};
 use crate::{
     PostgresConfig, TargetError,
-    value::{Unrepresentable, encode_key, is_reversible, pg_type, sql_name},
+    conceal::Concealment,
+    settings::{Fault, TableSettings},
+    value::{Unrepresentable, encode_key},
 };
 
 /// Bytes of an identifier (`NAMEDATALEN` less one), beyond which PostgreSQL cuts silently.
-const IDENTIFIER_MAX: usize = 63;
+pub(crate) const IDENTIFIER_MAX: usize = 63;
+pub(crate) const STATIC_SUFFIX: &str = "__static";
+const VIEW_SUFFIX: &str = "__all";
 
 /// Columns of the pipeline, in every target table.
+pub(crate) const OWN_PREFIX: &str = "_cdc_";
 pub(crate) const WRITTEN_AT: &str = "_cdc_written_at";
 pub(crate) const STATE: &str = "_cdc_state";
 pub(crate) const EXPIRES_AT: &str = "_cdc_expires_at";
@@ -102,24 +42,18 @@ pub(crate) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// A column of a target table that holds one of the source's.
-#[derive(Clone, Debug)]
-pub(crate) struct TargetColumn {
-    pub(crate) name: String,
-    pub(crate) cql: CqlType,
-    pub(crate) pg: Type,
-}
-
-impl TargetColumn {
-    fn new(name: &str, cql: &CqlType) -> Self {
-        Self { name: name.to_owned(), cql: cql.clone(), pg: pg_type(cql) }
-    }
-}
+/// By a column's place in one version of a schema, its id in another; `None` if it is not there.
+pub(crate) type Translation = Vec<Option<ColumnId>>;
 
 /// A source table with its targets.
 #[derive(Debug)]
 pub(crate) struct Layout {
+    /// All that is known of the table, by whatever writer.
     pub(crate) schema: Arc<TableSchema>,
+    /// The version it was made for.
+    pub(crate) source: Arc<TableSchema>,
+    /// Of the target in `_cdc.tables`.
+    pub(crate) generation: i64,
     pub(crate) rows: Relation,
     /// Only if the table has static columns.
     pub(crate) statics: Option<Relation>,
@@ -129,67 +63,62 @@ pub(crate) struct Layout {
     has_equal_keys: bool,
     /// Of collections whose elements or keys of other bytes may be the same to it, their type.
     equal_paths: HashMap<ColumnId, CqlType>,
-}
-
-/// One target table, and the statements on it.
-#[derive(Debug)]
-pub(crate) struct Relation {
-    pub(crate) kind: ColumnKind,
-    /// Quoted, with schema.
-    pub(crate) name: String,
-    pub(crate) key: Vec<TargetColumn>,
-    /// How many of the key columns are the partition's.
-    pub(crate) partition_columns: usize,
-    /// Sorted by id.
-    pub(crate) values: Vec<(ColumnId, TargetColumn)>,
-    /// Whether there is a column [`KEY`].
-    pub(crate) stores_key: bool,
-    pub(crate) sql: Sql,
-}
-
-#[derive(Debug)]
-pub(crate) struct Sql {
-    pub(crate) select_rows: String,
-    pub(crate) select_partitions: String,
-    pub(crate) select_expired: String,
-    pub(crate) insert: String,
-    pub(crate) update: String,
-    pub(crate) delete: String,
+    /// Of columns that are masked or left out.
+    concealed: HashMap<ColumnId, Concealment>,
+    /// Of columns that were dropped and added again, until when cells belong to the former one.
+    added_again: HashMap<ColumnId, WriteTime>,
 }
 
 impl Layout {
     pub(crate) fn new(config: &PostgresConfig, schema: Arc<TableSchema>) -> Result<Self, TargetError> {
-        let bare = config.table_name.replace("{table}", &schema.name).replace("{keyspace}", &schema.keyspace);
-        let longest = format!("{bare}__static");
+        let settings = config.table(&schema);
+        let wrong = |problem: String, fix: &str| TargetError::Layout {
+            table: schema.full_name(),
+            problem,
+            fix: fix.to_owned(),
+        };
+        if let Some(Fault { key, problem, fix }) = settings.faults_with(&schema).into_iter().next() {
+            return Err(wrong(format!("{}.{key} {problem}", TableSettings::path(&schema.full_name())), &fix));
+        }
+        let bare = config.target_name(&schema);
+        let longest = format!("{bare}{STATIC_SUFFIX}");
         if longest.len() > IDENTIFIER_MAX {
-            return Err(TargetError::Layout {
-                table: schema.full_name(),
-                problem: format!("target name {longest:?} is longer than {IDENTIFIER_MAX} bytes"),
-                fix: "shorten postgres.table_name".to_owned(),
-            });
+            let problem = format!("target name {longest:?} is longer than {IDENTIFIER_MAX} bytes");
+            return Err(wrong(problem, "shorten postgres.table_name, or set a name for the table in postgres.tables"));
         }
-        let names = schema.partition_key.iter().chain(&schema.clustering).map(|column| &column.name);
-        if let Some(taken) = names.chain(schema.columns.iter().map(|c| &c.name)).find(|name| name.starts_with("_cdc_"))
-        {
-            return Err(TargetError::Layout {
-                table: schema.full_name(),
-                problem: format!("column {taken:?} begins with _cdc_, which the pipeline keeps for itself"),
-                fix: "rename the column or leave the table out".to_owned(),
-            });
+        let relation = |kind, name: &str| Relation::new(config, &settings, &schema, kind, name);
+        let (rows, statics) = (relation(ColumnKind::Regular, &bare), relation(ColumnKind::Static, &longest));
+        let named = rows.key.iter().chain(rows.values.iter().chain(&statics.values).map(|(_, column)| column));
+        if let Some(taken) = named.map(|column| &column.name).find(|name| name.starts_with(OWN_PREFIX)) {
+            let problem = format!("column {taken:?} begins with {OWN_PREFIX}, which the pipeline keeps for itself");
+            return Err(wrong(problem, "name it otherwise in postgres.tables, or leave the table out"));
         }
-        let has_statics = schema.live_columns(ColumnKind::Static).next().is_some();
         let path = |(id, column): (u16, &cdc_model::Column)| match &column.ty {
             CqlType::Set { element: path, frozen: false } | CqlType::Map { key: path, frozen: false, .. } => {
                 path.has_equal_forms().then(|| (ColumnId(id), path.as_ref().clone()))
             }
             _ => None,
         };
+        let concealment = |(id, column): (u16, &cdc_model::Column)| {
+            let mask = settings.mask(&column.name);
+            (mask.is_some() || settings.excludes(&column.name))
+                .then(|| (ColumnId(id), Concealment::new(mask, &column.ty)))
+        };
+        let added_again = |(id, column): (u16, &cdc_model::Column)| {
+            let dropped = column.dropped.is_none().then(|| schema.dropped_until(&column.name))?;
+            Some((ColumnId(id), WriteTime(dropped?)))
+        };
+        let has_statics = schema.live_columns(ColumnKind::Static).next().is_some();
         Ok(Self {
             has_equal_keys: schema.clustering.iter().any(|column| column.ty.has_equal_forms()),
             equal_paths: (0u16..).zip(&schema.columns).filter_map(path).collect(),
-            rows: Relation::new(config, &schema, ColumnKind::Regular, &bare),
-            statics: has_statics.then(|| Relation::new(config, &schema, ColumnKind::Static, &longest)),
-            view: format!("{}.{}", quote(&config.schema), quote(&format!("{bare}__all"))),
+            concealed: (0u16..).zip(&schema.columns).filter_map(concealment).collect(),
+            added_again: (0u16..).zip(&schema.columns).filter_map(added_again).collect(),
+            source: Arc::clone(&schema),
+            generation: 0,
+            rows,
+            statics: has_statics.then_some(statics),
+            view: format!("{}.{}", quote(&config.schema), quote(&format!("{bare}{VIEW_SUFFIX}"))),
             schema,
         })
     }
@@ -201,9 +130,40 @@ impl Layout {
         }
     }
 
-    /// Whether this describes the table at least as well as another version of its schema does.
-    pub(crate) fn covers(&self, other: &TableSchema) -> bool {
-        *self.schema == *other || self.schema.columns.len() > other.columns.len()
+    /// Whether all that a version of the table's schema tells is known here.
+    pub(crate) fn covers(&self, other: &Arc<TableSchema>) -> bool {
+        Arc::ptr_eq(&self.source, other)
+            || self.schema.join(TableSchema::clone(other)).is_ok_and(|joined| joined == *self.schema)
+    }
+
+    /// What the columns of a version of the schema are called here; those that are gone, or of which there is another
+    /// of the same name by now, are nobody's. `None` if nothing changes.
+    pub(crate) fn translation(&self, table: &TableSchema) -> Option<Translation> {
+        if *self.schema == *table && self.added_again.is_empty() {
+            return None;
+        }
+        let of_column = |column: &cdc_model::Column| {
+            let same = column.dropped.is_none()
+                && self.schema.dropped_until(&column.name) == table.dropped_until(&column.name);
+            let id = self.schema.column_id(column.name.as_bytes()).filter(|_| same)?;
+            self.schema.column(id).dropped.is_none().then_some(id)
+        };
+        Some(table.columns.iter().map(of_column).collect())
+    }
+
+    /// Leaves out cells of columns that are gone: nobody can see them any more.
+    pub(crate) fn forget(&self, row: &mut RowState) {
+        row.columns.retain_mut(|(id, state)| {
+            let Some(dropped) = self.added_again.get(id) else { return self.schema.column(*id).dropped.is_none() };
+            match state {
+                ColumnState::Simple(cell) => cell.time > *dropped,
+                ColumnState::Complex(complex) => {
+                    complex.deletion = complex.deletion.filter(|deletion| deletion.time > *dropped);
+                    complex.cells.retain(|(_, cell)| cell.time > *dropped);
+                    complex.deletion.is_some() || !complex.cells.is_empty()
+                }
+            }
+        });
     }
 
     /// The clustering key in the one form of all that Cassandra takes for the same row.
@@ -223,6 +183,23 @@ impl Layout {
         for (id, state) in &mut row.columns {
             if let (ColumnState::Complex(complex), Some(path)) = (state, self.equal_paths.get(id)) {
                 *complex = std::mem::take(complex).with_canonical_paths(path);
+            }
+        }
+    }
+
+    /// Whether clear values of the table must not be kept.
+    pub(crate) fn is_masked(&self) -> bool {
+        !self.concealed.is_empty()
+    }
+
+    /// Takes out what must not be in PostgreSQL.
+    pub(crate) fn conceal(&self, row: &mut RowState) {
+        if self.concealed.is_empty() {
+            return;
+        }
+        for (id, state) in &mut row.columns {
+            if let Some(concealment) = self.concealed.get(id) {
+                concealment.apply(state);
             }
         }
     }
@@ -267,112 +244,4 @@ pub(crate) fn split_key(mut key: Bytes) -> Option<(Bytes, Clustering)> {
     let length = usize::try_from(key.try_get_u32().ok()?).ok()?;
     let partition = (length <= key.len()).then(|| key.split_to(length))?;
     Some((partition, Clustering::from_bytes(key)?))
-}
-
-impl Relation {
-    fn new(config: &PostgresConfig, schema: &TableSchema, kind: ColumnKind, bare: &str) -> Self {
-        let clustering: &[_] = if kind == ColumnKind::Static { &[] } else { &schema.clustering };
-        let key = schema.partition_key.iter().chain(clustering).map(|c| TargetColumn::new(&c.name, &c.ty));
-        let key: Vec<TargetColumn> = key.collect();
-        let values: Vec<(ColumnId, TargetColumn)> =
-            schema.live_columns(kind).map(|(id, c)| (id, TargetColumn::new(&c.name, &c.ty))).collect();
-        let stores_key = key.iter().any(|column| !is_reversible(&column.cql));
-        let name = format!("{}.{}", quote(&config.schema), quote(bare));
-        let sql = Sql::new(&name, &key, schema.partition_key.len(), &values, stores_key);
-        let partition_columns = schema.partition_key.len();
-        Self { kind, name, key, partition_columns, values, stores_key, sql }
-    }
-
-    /// Values that [`crate::value::decode`] can rebuild a uniform row from, in the order the statements select them.
-    pub(crate) fn reversible(&self) -> impl Iterator<Item = (ColumnId, &TargetColumn)> {
-        reversible(&self.values)
-    }
-}
-
-fn reversible(values: &[(ColumnId, TargetColumn)]) -> impl Iterator<Item = (ColumnId, &TargetColumn)> {
-    values.iter().filter(|(_, column)| is_reversible(&column.cql)).map(|(id, column)| (*id, column))
-}
-
-impl Sql {
-    fn new(
-        name: &str,
-        key: &[TargetColumn],
-        partition_columns: usize,
-        values: &[(ColumnId, TargetColumn)],
-        stores_key: bool,
-    ) -> Self {
-        let partition = key.get(..partition_columns).unwrap_or(key);
-        // What every read gives: version, then state, then the values a uniform row is rebuilt from.
-        let mut stored = format!("t.ctid, t.xmin, t.{WRITTEN_AT}, t.{STATE}");
-        for (_, column) in reversible(values) {
-            push(&mut stored, format_args!(", t.{}", quote(&column.name)));
-        }
-        // And where the key is not known beforehand: the key.
-        let whole_key =
-            if stores_key { format!("t.{KEY}") } else { list(key.iter().map(|c| format!("t.{}", quote(&c.name)))) };
-        let known_key = if stores_key { format!(", t.{KEY}") } else { String::new() };
-        let equal = |columns: &[TargetColumn]| {
-            let terms: Vec<String> =
-                columns.iter().enumerate().map(|(i, c)| format!("t.{} = k.k{i}", quote(&c.name))).collect();
-            terms.join(" and ")
-        };
-        let keys = |columns: &[TargetColumn]| {
-            let arrays = list(columns.iter().enumerate().map(|(i, c)| format!("${}::{}[]", i + 1, sql_name(&c.pg))));
-            let names = list((0..columns.len()).map(|i| format!("k{i}")));
-            format!("unnest({arrays}) with ordinality as k({names}, i)")
-        };
-        // One lookup per key, whatever the planner thinks of the table's size (see `transact::read`).
-        let each = |columns: &[TargetColumn], selected: std::fmt::Arguments<'_>| {
-            let (keys, equal) = (keys(columns), equal(columns));
-            format!(
-                "t.* from {keys} cross join lateral (select {selected} from {name} as t where {equal} offset 0) as t"
-            )
-        };
-        let metas: Vec<(&str, Type)> =
-            [(WRITTEN_AT, Type::INT8), (STATE, Type::BYTEA), (EXPIRES_AT, Type::TIMESTAMPTZ)].into_iter().collect();
-        let written: Vec<(String, Type)> = values
-            .iter()
-            .map(|(_, c)| (quote(&c.name), c.pg.clone()))
-            .chain(metas.into_iter().map(|(name, ty)| (name.to_owned(), ty)))
-            .collect();
-        let fixed =
-            [(TOKEN.to_owned(), Type::INT8)].into_iter().chain(stores_key.then(|| (KEY.to_owned(), Type::BYTEA)));
-        let all: Vec<(String, Type)> =
-            key.iter().map(|c| (quote(&c.name), c.pg.clone())).chain(fixed).chain(written.iter().cloned()).collect();
-        let columns = list(all.iter().map(|(name, _)| name.clone()));
-        let arrays = list(all.iter().enumerate().map(|(i, (_, ty))| format!("${}::{}[]", i + 1, sql_name(ty))));
-        let set = list(written.iter().enumerate().map(|(i, (name, _))| format!("{name} = k.v{i}")));
-        let set_arrays = list(written.iter().enumerate().map(|(i, (_, ty))| format!("${}::{}[]", i + 3, sql_name(ty))));
-        let set_names = list((0..written.len()).map(|i| format!("v{i}")));
-        Self {
-            select_rows: format!("-- cdc: read rows\nselect k.i, {}", each(key, format_args!("{stored}{known_key}"))),
-            select_partitions: format!(
-                "-- cdc: read partitions\nselect k.i, {}",
-                each(partition, format_args!("{stored}, {whole_key}"))
-            ),
-            select_expired: format!(
-                "-- cdc: find expired rows\nselect {whole_key} from {name} as t where t.{EXPIRES_AT} <= \
-                 ($1::timestamptz[])[1] order by t.{EXPIRES_AT} limit $2"
-            ),
-            insert: format!("-- cdc: insert rows\ninsert into {name} ({columns}) select * from unnest({arrays})"),
-            update: format!(
-                "-- cdc: update rows\nwith written as (update {name} as t set {set} from unnest($1::tid[], $2::xid[], \
-                 {set_arrays}) as k(c, x, {set_names}) where t.ctid = k.c and t.xmin = k.x returning 1) \
-                 select _cdc.require((select count(*) from written), cardinality($1))"
-            ),
-            delete: format!(
-                "-- cdc: delete rows\nwith written as (delete from {name} as t using unnest($1::tid[], $2::xid[]) as \
-                 k(c, x) where t.ctid = k.c and t.xmin = k.x returning 1) \
-                 select _cdc.require((select count(*) from written), cardinality($1))"
-            ),
-        }
-    }
-}
-
-fn list(items: impl Iterator<Item = String>) -> String {
-    items.collect::<Vec<_>>().join(", ")
-}
-
-fn push(out: &mut String, value: impl std::fmt::Display) {
-    write!(out, "{value}").expect("a String takes all text");
 }

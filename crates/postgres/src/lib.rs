@@ -2,15 +2,18 @@
 
 mod array;
 mod batch;
+mod conceal;
 mod config;
 mod connect;
 mod dead_letters;
 mod error;
 mod json;
 pub mod layout;
+mod number;
 mod prepare;
 mod purge;
 mod session;
+mod settings;
 mod stream;
 mod target;
 mod transact;
@@ -22,5 +25,7 @@ pub use dead_letters::{
     Undecodable, Undecoded, UnpublishedLetter,
 };
 pub use error::{ApplyError, Disposition, Fault, TargetError};
+pub use prepare::differences;
+pub use settings::{ColumnSettings, Mask, OnUnrepresentable, SchemaMode, TableSettings};
 pub use stream::{Advance, Claim, StreamName};
 pub use target::{Applied, Delivery, Target};

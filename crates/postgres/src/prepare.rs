@@ -1,90 +1,245 @@
-//! Creating and extending target tables.
+//! Creating and altering target tables, or saying what is missing.
 
-use std::{collections::HashMap, fmt::Write};
+mod ddl;
 
-use cdc_model::{ColumnKind, TableSchema};
+use std::sync::Arc;
 
+use cdc_model::TableSchema;
+use tokio_postgres::{GenericClient, Transaction};
+
+use self::ddl::{Existing, Step, drop_view, plan, view};
 use crate::{
-    TargetError,
-    error::Fault,
-    layout::{EXPIRES_AT, KEY, Layout, Relation, STATE, TOKEN, TargetColumn, WRITTEN_AT, literal, quote},
-    value::sql_name,
+    PostgresConfig, SchemaMode, TargetError,
+    batch::BUCKETS,
+    error::{Fault, FaultKind},
+    layout::{Layout, Relation},
+    transact::{LOCK, class},
 };
 
 /// First key of the advisory lock under which tables are prepared, one at a time.
-pub(crate) const PREPARE_CLASS: i32 = 0x0cdc_0002;
+const PREPARE_CLASS: i32 = 0x0cdc_0002;
+
+const COLUMNS: &str = "-- cdc: columns\nselect attname::text, format_type(atttypid, atttypmod), attnotnull, \
+    atthasdef or attidentity <> '', col_description(attrelid, attnum) from pg_attribute \
+    where attrelid = to_regclass($1) and attnum > 0 and not attisdropped order by attnum";
+const HAS_KEY: &str = "-- cdc: unique index\nselect exists (select from pg_index as i where i.indrelid = to_regclass($1) \
+    and i.indisunique and i.indisvalid and i.indpred is null and i.indexprs is null and (select array_agg(a.attname::text \
+    order by a.attname) from unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) as k(n) join pg_attribute as a \
+    on a.attrelid = i.indrelid and a.attnum = k.n) = $2::text[])";
 
 /// Brings the targets of a table up to date, in one transaction under a lock, so that several processes may do it at
-/// once. Nothing is locked or written where nothing is missing.
-pub(crate) async fn prepare(client: &mut tokio_postgres::Client, layout: &Layout) -> Result<(), TargetError> {
+/// once; returns how the table is laid out. Nothing is locked or written where nothing is missing.
+///
+/// Writers learn of each other's schemas here: what any of them has seen is kept in `_cdc.tables`, and one that is
+/// behind, with its log or its topic, lays the table out by the newest. It would else drop from a row's state what it
+/// does not know. `known` is what this process has seen, `newest` the version at hand.
+pub(crate) async fn prepare(
+    client: &mut tokio_postgres::Client,
+    config: &PostgresConfig,
+    known: &TableSchema,
+    newest: &Arc<TableSchema>,
+) -> Result<Layout, TargetError> {
     let transaction = client.transaction().await.map_err(database)?;
     transaction.execute("select pg_advisory_xact_lock($1, 0)", &[&PREPARE_CLASS]).await.map_err(database)?;
-    register(&transaction, layout).await?;
-    let mut changed = false;
-    for relation in std::iter::once(&layout.rows).chain(&layout.statics) {
-        let existing = columns(&transaction, &relation.name).await?;
-        let ddl = if existing.is_empty() {
-            create(&layout.schema, relation)
-        } else {
-            check_types(&layout.schema, relation, &existing)?;
-            extend(relation, &existing)
-        };
-        if !ddl.is_empty() {
-            changed = true;
-            transaction.batch_execute(&ddl).await.map_err(database)?;
-        }
-    }
-    if let Some(statics) = &layout.statics
-        && changed
-    {
-        let existing = columns(&transaction, &layout.view).await?;
-        transaction.batch_execute(&view(layout, statics, &existing)).await.map_err(database)?;
-    }
-    if changed {
-        transaction
-            .execute("update _cdc.tables set prepared_at = now() where table_id = $1", &[&layout.schema.id.0])
+    let (stored, generation) = stored(&transaction, newest).await?;
+    let too_wide = |error: cdc_model::SchemaError| TargetError::Layout {
+        table: newest.full_name(),
+        problem: error.to_string(),
+        fix: "leave the table out of source.tables".to_owned(),
+    };
+    let known = match &stored {
+        Some(stored) => known.join(stored.clone()).map_err(too_wide)?,
+        None => known.clone(),
+    };
+    let schema = known.join(TableSchema::clone(newest)).map_err(too_wide)?;
+    let is_news = match &stored {
+        Some(stored) => stored.join(schema.clone()).map_err(too_wide)? != *stored,
+        None => true,
+    };
+    let mut layout = Layout::new(config, Arc::new(schema))?;
+    layout.source = Arc::clone(newest);
+    register(&transaction, &layout).await?;
+    let steps = compare(&transaction, config, &layout).await?;
+    refuse(config, &layout, &steps)?;
+    layout.generation = if steps.is_empty() && !is_news {
+        generation
+    } else {
+        // Waits for every transaction that writes the table, and they look at the generation after they have a lock.
+        let (classes, keys) =
+            (vec![class(newest.id); BUCKETS.unsigned_abs() as usize], (0..BUCKETS).collect::<Vec<_>>());
+        let exclusive = vec![true; keys.len()];
+        transaction.execute(LOCK, &[&classes, &keys, &exclusive]).await.map_err(database)?;
+        alter(&transaction, &layout, &steps).await?;
+        let text = serde_json::to_string(&*layout.schema).expect("a schema is plain data");
+        let row = transaction
+            .query_one(
+                "-- cdc: prepared\nupdate _cdc.tables set prepared_at = now(), newest_schema = $2, \
+                 generation = generation + 1 where table_id = $1 returning generation",
+                &[&newest.id.0, &text],
+            )
             .await
             .map_err(database)?;
+        row.get(0)
+    };
+    transaction.commit().await.map_err(database)?;
+    Ok(layout)
+}
+
+/// What is wrong with the targets of tables and needs a person, a sentence per table with the statements to run. Changes
+/// nothing.
+///
+/// # Errors
+/// [`TargetError::Database`] if the catalog cannot be read.
+pub async fn differences(
+    client: &tokio_postgres::Client,
+    config: &PostgresConfig,
+    tables: &[TableSchema],
+) -> Result<Vec<String>, TargetError> {
+    let mut found = Vec::new();
+    for table in tables {
+        // What cannot be laid out at all is told by `PostgresConfig::validate_with`.
+        let Ok(layout) = Layout::new(config, Arc::new(table.clone())) else { continue };
+        let steps = compare(client, config, &layout).await?;
+        found.extend(refuse(config, &layout, &steps).err().map(|error| error.to_string()));
     }
-    transaction.commit().await.map_err(database)
+    Ok(found)
+}
+
+async fn compare(
+    client: &impl GenericClient,
+    config: &PostgresConfig,
+    layout: &Layout,
+) -> Result<Vec<Step>, TargetError> {
+    let mut steps = Vec::new();
+    for relation in std::iter::once(&layout.rows).chain(&layout.statics) {
+        let existing = columns(client, &relation.name).await?;
+        let has_key = has_key(client, relation).await?;
+        steps.extend(plan(config, layout, relation, &existing, has_key));
+    }
+    Ok(steps)
 }
 
 fn database(error: tokio_postgres::Error) -> TargetError {
     TargetError::Database { doing: "prepare target tables", fault: Fault::from(error) }
 }
 
-/// Notes who writes the target; refuses one that belongs to another table, unless it is gone.
-async fn register(transaction: &tokio_postgres::Transaction<'_>, layout: &Layout) -> Result<(), TargetError> {
-    let (schema, target) = (&layout.schema, &layout.rows.name);
-    let owner = transaction
+async fn stored(transaction: &Transaction<'_>, table: &TableSchema) -> Result<(Option<TableSchema>, i64), TargetError> {
+    let row = transaction
         .query_opt(
-            "-- cdc: owner of a target\nselect table_id, keyspace, name, to_regclass(target) is not null \
-             from _cdc.tables where target = $1",
-            &[target],
+            "-- cdc: newest schema\nselect newest_schema, generation from _cdc.tables where table_id = $1",
+            &[&table.id.0],
         )
         .await
         .map_err(database)?;
-    if let Some(owner) = owner {
-        let (id, exists): (uuid::Uuid, bool) = (owner.get(0), owner.get(3));
-        if id == schema.id.0 {
-            return Ok(());
+    let Some(row) = row else { return Ok((None, 0)) };
+    let schema = row.get::<_, Option<&str>>(0).map(serde_json::from_str).transpose();
+    let damaged = |_| TargetError::State { table: table.full_name(), error: cdc_model::StateError::Damaged };
+    Ok((schema.map_err(damaged)?, row.get(1)))
+}
+
+/// What only a person may do, all of it in one error; everything, where the tables are the user's.
+fn refuse(config: &PostgresConfig, layout: &Layout, steps: &[Step]) -> Result<(), TargetError> {
+    let wanted = |step: &&Step| config.schema_mode == SchemaMode::Validate || !step.is_safe;
+    let wanted: Vec<&Step> = steps.iter().filter(wanted).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let problems: Vec<&str> = wanted.iter().map(|step| step.problem.as_str()).collect();
+    let statements: Vec<&str> = wanted.iter().map(|step| step.fix.as_str()).collect();
+    Err(TargetError::Layout {
+        table: layout.schema.full_name(),
+        problem: problems.join("; "),
+        fix: statements.join("\n"),
+    })
+}
+
+async fn alter(transaction: &Transaction<'_>, layout: &Layout, steps: &[Step]) -> Result<(), TargetError> {
+    let run = async |ddl: &str| transaction.batch_execute(ddl).await.map_err(database);
+    let mut shown: Vec<String> = names(columns(transaction, &layout.view).await?);
+    let retyped = steps.iter().any(|step| step.retypes);
+    if retyped && !shown.is_empty() {
+        // A view holds its columns' types fast. Its columns keep their places.
+        run(&drop_view(layout)).await?;
+    }
+    for step in steps {
+        transaction.batch_execute(&step.fix).await.map_err(|error| refused(layout, step, error))?;
+        if let Some((old, new)) = &step.renamed
+            && let Some(place) = shown.iter().position(|name| name == old)
+        {
+            if !retyped {
+                run(&ddl::rename_in_view(layout, old, new)).await?;
+            }
+            shown[place].clone_from(new);
         }
+    }
+    match &layout.statics {
+        Some(statics) if !steps.is_empty() => {
+            let of_statics = names(columns(transaction, &statics.name).await?);
+            run(&view(layout, statics, &shown, &of_statics)).await
+        }
+        _ => Ok(()),
+    }
+}
+
+fn refused(layout: &Layout, step: &Step, error: tokio_postgres::Error) -> TargetError {
+    match Fault::from(error) {
+        // Not a stale plan here: a view of the user's holds a column's type fast.
+        fault if fault.kind == FaultKind::Plan => TargetError::Layout {
+            table: layout.schema.full_name(),
+            problem: format!("{}, and altering it fails: {fault}", step.problem),
+            fix: format!("drop what depends on it, run this, and create that again: {}", step.fix),
+        },
+        fault => TargetError::Database { doing: "alter target tables", fault },
+    }
+}
+
+fn names(columns: Vec<Existing>) -> Vec<String> {
+    columns.into_iter().map(|column| column.name).collect()
+}
+
+/// Notes who writes the target; refuses one that belongs to another table, unless it is gone.
+async fn register(transaction: &Transaction<'_>, layout: &Layout) -> Result<(), TargetError> {
+    let (schema, target) = (&layout.schema, &layout.rows.name);
+    let owners = transaction
+        .query(
+            "-- cdc: owner of a target\nselect table_id, keyspace, name, to_regclass(target) is not null, target \
+             from _cdc.tables where target = $1 or table_id = $2",
+            &[target, &schema.id.0],
+        )
+        .await
+        .map_err(database)?;
+    for owner in owners {
+        let (id, exists, known): (uuid::Uuid, bool, &str) = (owner.get(0), owner.get(3), owner.get(4));
         let other = format!("{}.{}", owner.get::<_, &str>(1), owner.get::<_, &str>(2));
-        if exists && other == schema.full_name() {
-            return Err(TargetError::Layout {
-                table: other,
-                problem: format!("was dropped and created again, and {target} holds the rows of the old one"),
-                fix: format!("drop or rename {target} (and its __static table and __all view)"),
-            });
+        let wrong = |problem: String, fix: String| TargetError::Layout { table: schema.full_name(), problem, fix };
+        match (id == schema.id.0, known == target) {
+            (true, true) => return Ok(()),
+            (true, false) if exists => {
+                return Err(wrong(
+                    format!("its rows are in {known}, but it is to be written to {target}"),
+                    format!(
+                        "take the new name back, or rename {known} (and its __static table; drop its __all view) and run: \
+                         update _cdc.tables set target = '{}' where table_id = '{id}';",
+                        target.replace('\'', "''")
+                    ),
+                ));
+            }
+            (false, true) if exists && other == schema.full_name() => {
+                return Err(wrong(
+                    format!("was dropped and created again, and {target} holds the rows of the old one"),
+                    format!("drop or rename {target} (and its __static table and __all view)"),
+                ));
+            }
+            (false, true) if exists => {
+                return Err(wrong(
+                    format!("its target {target} is already that of {other}"),
+                    "put {keyspace} into postgres.table_name, or set a name for it in postgres.tables".to_owned(),
+                ));
+            }
+            _ => {
+                transaction.execute("delete from _cdc.tables where target = $1", &[target]).await.map_err(database)?;
+            }
         }
-        if exists {
-            return Err(TargetError::Layout {
-                table: schema.full_name(),
-                problem: format!("its target {target} is already that of {other}"),
-                fix: "put {keyspace} into postgres.table_name".to_owned(),
-            });
-        }
-        transaction.execute("delete from _cdc.tables where target = $1", &[target]).await.map_err(database)?;
     }
     transaction
         .execute(
@@ -97,130 +252,23 @@ async fn register(transaction: &tokio_postgres::Transaction<'_>, layout: &Layout
     Ok(())
 }
 
-/// Names and type ids of a relation's columns, in order; none if there is no such relation.
-async fn columns(
-    transaction: &tokio_postgres::Transaction<'_>,
-    relation: &str,
-) -> Result<Vec<(String, u32)>, TargetError> {
-    let rows = transaction
-        .query(
-            "-- cdc: columns\nselect attname::text, atttypid from pg_attribute \
-             where attrelid = to_regclass($1) and attnum > 0 and not attisdropped order by attnum",
-            &[&relation],
-        )
-        .await
-        .map_err(database)?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
-}
-
-fn target_columns(relation: &Relation) -> impl Iterator<Item = &TargetColumn> {
-    relation.key.iter().chain(relation.values.iter().map(|(_, column)| column))
-}
-
-/// Our own columns with type and comment.
-fn own_columns(relation: &Relation) -> Vec<(&'static str, &'static str, &'static str)> {
-    let mut own = vec![
-        (WRITTEN_AT, "bigint not null", "Newest write time of anything in the row, microseconds since 1970."),
-        (STATE, "bytea", "Times of all cells and deletions; NULL while all cells carry _cdc_written_at."),
-        (EXPIRES_AT, "timestamptz", "When something in the row expires next; NULL without TTL."),
-        (TOKEN, "bigint not null", "Murmur3 token of the partition."),
-    ];
-    own.extend(relation.stores_key.then_some((KEY, "bytea not null", "The key as Cassandra serialises it.")));
-    own
-}
-
-fn create(schema: &TableSchema, relation: &Relation) -> String {
-    let name = &relation.name;
-    let columns = target_columns(relation).map(|c| format!("{} {}", quote(&c.name), sql_name(&c.pg)));
-    let own = own_columns(relation);
-    let columns: Vec<String> = columns.chain(own.iter().map(|(name, ty, _)| format!("{name} {ty}"))).collect();
-    let key: Vec<String> = relation.key.iter().map(|c| quote(&c.name)).collect();
-    let what = match relation.kind {
-        ColumnKind::Regular => "Live rows",
-        ColumnKind::Static => "Static columns",
+/// A relation's columns in order; none if there is no such relation.
+async fn columns(client: &impl GenericClient, relation: &str) -> Result<Vec<Existing>, TargetError> {
+    let rows = client.query(COLUMNS, &[&relation]).await.map_err(database)?;
+    let column = |row: &tokio_postgres::Row| Existing {
+        name: row.get(0),
+        ty: row.get(1),
+        not_null: row.get(2),
+        has_default: row.get(3),
+        comment: row.get(4),
     };
-    let comment = literal(&format!("{what} of {} in Cassandra; written by cdc.", schema.full_name()));
-    let mut ddl = format!(
-        "create table {name} ({}, primary key ({})) with (fillfactor = 80);\n\
-         create index on {name} ({EXPIRES_AT}) where {EXPIRES_AT} is not null;\n\
-         comment on table {name} is {comment};\n",
-        columns.join(", "),
-        key.join(", ")
-    );
-    for (column, _, comment) in own {
-        push(&mut ddl, format_args!("comment on column {name}.{column} is {};\n", literal(comment)));
-    }
-    ddl
+    Ok(rows.iter().map(column).collect())
 }
 
-/// Adds columns that are missing.
-fn extend(relation: &Relation, existing: &[(String, u32)]) -> String {
-    let mut ddl = String::new();
-    for (_, column) in &relation.values {
-        if !existing.iter().any(|(name, _)| *name == column.name) {
-            let (column, ty) = (quote(&column.name), sql_name(&column.pg));
-            push(&mut ddl, format_args!("alter table {} add column {column} {ty};\n", relation.name));
-        }
-    }
-    ddl
-}
-
-fn check_types(schema: &TableSchema, relation: &Relation, existing: &[(String, u32)]) -> Result<(), TargetError> {
-    let existing: HashMap<&str, u32> = existing.iter().map(|(name, ty)| (name.as_str(), *ty)).collect();
-    let wrong = |problem: String, fix: String| TargetError::Layout { table: schema.full_name(), problem, fix };
-    for column in target_columns(relation) {
-        if existing.get(column.name.as_str()).is_some_and(|ty| *ty != column.pg.oid()) {
-            let (name, ty) = (quote(&column.name), sql_name(&column.pg));
-            return Err(wrong(
-                format!("column {name} of {} has another type than {ty}", relation.name),
-                format!("alter table {} alter column {name} type {ty} using {name}::{ty}", relation.name),
-            ));
-        }
-    }
-    let own = own_columns(relation);
-    let missing = own.iter().map(|(name, ..)| *name).chain(relation.key.iter().map(|c| c.name.as_str()));
-    match missing.into_iter().find(|name| !existing.contains_key(name)) {
-        None => Ok(()),
-        Some(name) => Err(wrong(
-            format!("{} has no column {name}, so it was not created by cdc", relation.name),
-            "rename it, or set postgres.table_name or postgres.schema".to_owned(),
-        )),
-    }
-}
-
-/// The join of both tables. Columns the view already has keep their places, because PostgreSQL insists.
-fn view(layout: &Layout, statics: &Relation, existing: &[(String, u32)]) -> String {
-    let mut columns: Vec<(String, &str)> =
-        layout.rows.key.iter().take(statics.partition_columns).map(|c| (c.name.clone(), "")).collect();
-    columns.extend(layout.rows.key.iter().skip(statics.partition_columns).map(|c| (c.name.clone(), "r.")));
-    columns.extend(statics.values.iter().map(|(_, c)| (c.name.clone(), "s.")));
-    columns.extend(layout.rows.values.iter().map(|(_, c)| (c.name.clone(), "r.")));
-    // A column that is gone from the source is still in its table, and in the view.
-    let regular = |name: &str| layout.schema.columns.iter().all(|c| c.name != name || c.kind == ColumnKind::Regular);
-    for (name, _) in existing {
-        if !columns.iter().any(|(known, _)| known == name) {
-            columns.push((name.clone(), if regular(name) { "r." } else { "s." }));
-        }
-    }
-    let place = |name: &str| existing.iter().position(|(known, _)| known == name).unwrap_or(usize::MAX);
-    columns.sort_by_key(|(name, _)| place(name));
-    let columns: Vec<String> = columns.iter().map(|(name, side)| format!("{side}{}", quote(name))).collect();
-    let partition: Vec<String> = statics.key.iter().map(|c| quote(&c.name)).collect();
-    format!(
-        "create or replace view {view} as select {} from {} as r full join {} as s using ({});\n\
-         comment on view {view} is {};\n",
-        columns.join(", "),
-        layout.rows.name,
-        statics.name,
-        partition.join(", "),
-        literal(&format!(
-            "{} with its static columns; a partition of static columns alone shows once.",
-            layout.schema.full_name()
-        )),
-        view = layout.view,
-    )
-}
-
-fn push(out: &mut String, value: impl std::fmt::Display) {
-    write!(out, "{value}").expect("a String takes all text");
+/// Whether a unique index is over exactly the key, which is what keeps two writers from inserting one row twice.
+async fn has_key(client: &impl GenericClient, relation: &Relation) -> Result<bool, TargetError> {
+    let mut key: Vec<&str> = relation.key.iter().map(|column| column.name.as_str()).collect();
+    key.sort_unstable();
+    let row = client.query_one(HAS_KEY, &[&relation.name, &key]).await.map_err(database)?;
+    Ok(row.get(0))
 }

@@ -20,6 +20,7 @@ use crate::{
     batch::{Body, Refusal, Unit, fold},
     connect,
     dead_letters::{Floods, park_record},
+    error::Fault,
     layout::{Layout, Relation},
     prepare::prepare,
     purge::purge,
@@ -181,7 +182,7 @@ impl Target {
     pub fn deliver<'a>(&'a self, delivery: Delivery<'a>) -> BoxFuture<'a, Result<Applied, ApplyError>> {
         Box::pin(async move {
             let Delivery { changes, undecoded, origins, commit, flood } = delivery;
-            let units = self.inner.fold(changes).await?;
+            let units = self.inner.fold(changes, true).await?;
             let context = Context { fence: commit.to_vec(), origins, flood, ..Context::new(Purpose::Park) };
             let halted = self.inner.floods.halted(units.iter().map(|unit| &*unit.layout.schema));
             let together = units.len() <= SMALL && units.iter().map(Unit::weight).sum::<usize>() <= CHUNK_BYTES;
@@ -279,21 +280,58 @@ impl Inner {
     /// The layout of a table, whose targets exist once this returns.
     pub(crate) async fn layout(&self, table: &Arc<TableSchema>) -> Result<Arc<Layout>, TargetError> {
         let known = self.layouts().get(&table.id).cloned();
-        if let Some(layout) = known.filter(|layout| Arc::ptr_eq(&layout.schema, table) || layout.covers(table)) {
+        if let Some(layout) = known.clone().filter(|layout| layout.covers(table)) {
             return Ok(layout);
         }
-        let layout = Arc::new(Layout::new(&self.config, Arc::clone(table))?);
-        // Stored before any row is written with it, see `dead_letters::replay`; a table is registered by the preparing.
-        self.store_schema(table).await?;
+        for fault in self.config.table(table).unknown_columns(table) {
+            // It may be added yet, and then its mask must be there already: no reason to stop.
+            tracing::warn!(table = table.full_name(), key = fault.key, "{}; {}", fault.problem, fault.fix);
+        }
+        let known = known.map_or_else(|| Arc::clone(table), |layout| Arc::clone(&layout.schema));
+        self.prepare(&known, table).await
+    }
+
+    async fn prepare(&self, known: &TableSchema, table: &Arc<TableSchema>) -> Result<Arc<Layout>, TargetError> {
         let mut client = self.pool.get().await.map_err(|error| TargetError::from_pool(&error))?;
-        prepare(&mut client, &layout).await?;
-        drop(client);
-        self.store_schema(table).await?;
+        let layout = Arc::new(prepare(&mut client, &self.config, known, table).await?);
         self.layouts.write().unwrap_or_else(PoisonError::into_inner).insert(table.id, Arc::clone(&layout));
         Ok(layout)
     }
 
-    pub(crate) async fn fold(&self, changes: Vec<Change>) -> Result<Vec<Unit>, TargetError> {
+    /// Lays out anew what another writer has changed; whether there was anything.
+    async fn renew(&self, units: &mut [Unit]) -> Result<bool, TargetError> {
+        let mut layouts: HashMap<TableId, Arc<Layout>> = HashMap::new();
+        let mut renewed = false;
+        for unit in units {
+            let id = unit.layout.schema.id;
+            let layout = match layouts.get(&id) {
+                Some(layout) => Arc::clone(layout),
+                None => {
+                    let layout = match self.generation(id).await? == Some(unit.layout.generation) {
+                        true => Arc::clone(&unit.layout),
+                        false => self.prepare(&unit.layout.schema, &unit.layout.source).await?,
+                    };
+                    layouts.insert(id, Arc::clone(&layout));
+                    layout
+                }
+            };
+            if !Arc::ptr_eq(&layout, &unit.layout) {
+                renewed = true;
+                unit.adopt(&layout);
+            }
+        }
+        Ok(renewed)
+    }
+
+    async fn generation(&self, table: TableId) -> Result<Option<i64>, TargetError> {
+        let client = self.pool.get().await.map_err(|error| TargetError::from_pool(&error))?;
+        let sql = "-- cdc: generation\nselect generation from _cdc.tables where table_id = $1";
+        let row = client.query_opt(sql, &[&table.0]).await;
+        let failed = |error| TargetError::Database { doing: "look at a table's generation", fault: Fault::from(error) };
+        Ok(row.map_err(failed)?.map(|row| row.get(0)))
+    }
+
+    pub(crate) async fn fold(&self, changes: Vec<Change>, conceal: bool) -> Result<Vec<Unit>, TargetError> {
         let mut layouts: HashMap<TableId, Arc<Layout>> = HashMap::new();
         let mut last: Option<&Arc<TableSchema>> = None;
         for table in changes.iter().map(|change| &change.table) {
@@ -302,7 +340,7 @@ impl Inner {
                 last = Some(table);
             }
         }
-        Ok(fold(changes, &layouts))
+        Ok(fold(changes, &layouts, conceal))
     }
 
     /// Shards by bucket over the pool, so that no two of our transactions want the same locks.
@@ -353,6 +391,12 @@ impl Inner {
                 match transact(&self.pool, &work).await {
                     Ok(applied) => return Ok(applied),
                     Err(Failure::Again) => {}
+                    Err(Failure::Stale) => drop(self.renew(&mut units).await?),
+                    Err(Failure::Schema(fault)) => {
+                        if !self.renew(&mut units).await? {
+                            return Err(TargetError::Database { doing: "apply changes", fault }.into());
+                        }
+                    }
                     Err(Failure::Fenced(stream)) => return Err(ApplyError::Fenced { stream }),
                     Err(Failure::Refused(Refusal { error_type, code, message, .. })) => {
                         return Err(TargetError::Refused { error_type, code, message }.into());

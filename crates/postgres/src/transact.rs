@@ -42,6 +42,7 @@ use cdc_model::{
 use deadpool_postgres::Pool;
 use tokio_postgres::types::Type;
 
+pub(crate) use self::read::LOCK;
 use self::{
     read::{read, read_partitions},
     write::Writes,
@@ -58,6 +59,10 @@ use crate::{
     target::{Context, Purpose},
     value::Unrepresentable,
 };
+
+/// Bytes written at once. PostgreSQL ends the connection on a message of 1 GiB, and no row may be as large: such a batch
+/// is cut, a row of its own parked.
+const STATEMENTS_MAX: usize = 800 << 20;
 
 /// Clustering of a static row in `_cdc.remains`: no serialised clustering is one byte long.
 pub(crate) const STATIC_ROW: &[u8] = &[0xff];
@@ -76,6 +81,10 @@ pub(crate) enum Failure {
     Fenced(StreamName),
     /// A unit was refused where nothing may be set aside.
     Refused(Refusal),
+    /// A table is laid out otherwise by now.
+    Stale,
+    /// A relation or column is not what it was, perhaps because of that.
+    Schema(Fault),
     Other(TargetError),
 }
 
@@ -156,11 +165,10 @@ pub(crate) async fn transact(pool: &Pool, work: &Work<'_>) -> Result<Applied, Fa
                 }
                 FaultKind::Contention | FaultKind::Plan => Failure::Again,
                 FaultKind::Data => Failure::Data(fault),
-                FaultKind::Connection
-                | FaultKind::Environment
-                | FaultKind::Schema
-                | FaultKind::Access
-                | FaultKind::Unknown => Failure::Other(TargetError::Database { doing: "apply changes", fault }),
+                FaultKind::Schema => Failure::Schema(fault),
+                FaultKind::Connection | FaultKind::Environment | FaultKind::Access | FaultKind::Unknown => {
+                    Failure::Other(TargetError::Database { doing: "apply changes", fault })
+                }
             })
         }
         Err(Attempt::Failure(failure)) => {
@@ -202,6 +210,9 @@ async fn attempt(
         let exclusive = |token| locks.get(&(class(table.layout.schema.id), crate::batch::bucket(token))) == Some(&true);
         if writes.inserted_remains.iter().any(|token| !exclusive(*token)) {
             return Err(Attempt::Failure(Failure::Again));
+        }
+        if writes.bytes > STATEMENTS_MAX {
+            return Err(Attempt::Fault(Fault::of_sqlstate("54000", "")));
         }
         writes.calls(&mut calls);
         table.write_tombstones(&mut calls);
@@ -333,7 +344,8 @@ fn arrange<'w>(work: &Work<'w>, refusals: &mut Vec<(usize, Refusal)>) -> Vec<Tab
     tables
 }
 
-fn class(table: TableId) -> i32 {
+/// First key of the advisory locks of a table's buckets.
+pub(crate) fn class(table: TableId) -> i32 {
     let (a, b) = table.0.as_u64_pair();
     let folded = (a ^ b).to_be_bytes();
     let word = |at: usize| i32::from_be_bytes([folded[at], folded[at + 1], folded[at + 2], folded[at + 3]]);

@@ -2,10 +2,9 @@
 
 use bytes::{BufMut, BytesMut};
 use cdc_model::{CqlType, CqlValue, ValueBytes, VisibleColumn};
-use num_bigint::{BigInt, Sign};
 use tokio_postgres::types::Type;
 
-use crate::json;
+use crate::{OnUnrepresentable, json, number::number};
 
 /// Why PostgreSQL cannot hold a value. Says nothing of the value itself.
 #[derive(thiserror::Error, Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,6 +15,8 @@ pub(crate) enum Unrepresentable {
     Malformed(&'static str),
     #[error("{0} lies outside PostgreSQL's range")]
     Range(&'static str),
+    #[error("value is larger than jsonb can be")]
+    Size,
     #[error("a key column is empty or null")]
     NullKey,
     #[error("PostgreSQL cannot tell this {0} key from another one")]
@@ -39,9 +40,8 @@ const TIMESTAMP_RANGE: std::ops::Range<i64> = -211_813_488_000_000_000..9_223_37
 /// Days since 2000: Julian day 0 to `DATE_END_JULIAN`.
 const DATE_RANGE: std::ops::Range<i64> = -2_451_545..2_145_031_949;
 const DAY_NANOS: i64 = 86_400_000_000_000;
-/// Limits of `numeric`: digits before and after the decimal point.
-const NUMERIC_INTEGER_DIGITS: usize = 131_072;
-const NUMERIC_SCALE: usize = 16_383;
+/// Bytes of strings in one `jsonb` (`JENTRY_OFFLENMASK`).
+const JSONB_MAX: usize = 0x0fff_ffff;
 
 /// The column type a CQL type gets.
 pub(crate) fn pg_type(ty: &CqlType) -> Type {
@@ -124,26 +124,39 @@ pub(crate) fn is_reversible(ty: &CqlType) -> bool {
     }
 }
 
-pub(crate) fn encode_visible(ty: &CqlType, column: &VisibleColumn) -> Result<Encoded, Unrepresentable> {
-    let inexact = |bytes| Encoded { bytes: Some(bytes), exact: false };
-    match column {
-        VisibleColumn::Simple(value) => encode(ty, value),
-        VisibleColumn::Counter(total) => Ok(inexact(total.to_be_bytes().into())),
-        VisibleColumn::Complex(elements) => Ok(inexact(jsonb(&json::complex(ty, elements)?))),
+/// A column's value, by a policy where PostgreSQL cannot hold it.
+pub(crate) fn encode_visible(
+    ty: &CqlType,
+    column: &VisibleColumn,
+    policy: OnUnrepresentable,
+) -> Result<Encoded, Unrepresentable> {
+    let replace = policy == OnUnrepresentable::Replace;
+    let encoded = match column {
+        VisibleColumn::Simple(value) => encode(ty, value, replace),
+        VisibleColumn::Counter(total) => Ok(Encoded { bytes: Some(total.to_be_bytes().into()), exact: false }),
+        VisibleColumn::Complex(elements) => json::complex(ty, elements, replace)
+            .and_then(|text| jsonb(&text))
+            .map(|bytes| Encoded { bytes: Some(bytes), exact: false }),
+    };
+    match policy {
+        OnUnrepresentable::Skip => encoded.or(Ok(Encoded { bytes: None, exact: false })),
+        OnUnrepresentable::Quarantine | OnUnrepresentable::Replace => encoded,
     }
 }
 
-pub(crate) fn encode(ty: &CqlType, value: &ValueBytes) -> Result<Encoded, Unrepresentable> {
+/// `replace`: what PostgreSQL cannot hold becomes the nearest it can.
+pub(crate) fn encode(ty: &CqlType, value: &ValueBytes, replace: bool) -> Result<Encoded, Unrepresentable> {
     let exact = |bytes: ValueBytes| Ok(Encoded { bytes: Some(bytes), exact: true });
     let inexact = |bytes: ValueBytes| Ok(Encoded { bytes: Some(bytes), exact: false });
     let sized = |name, length| if value.len() == length { Ok(()) } else { Err(Unrepresentable::Malformed(name)) };
     match ty {
         CqlType::Ascii | CqlType::Text => {
             let text = std::str::from_utf8(value).map_err(|_| Unrepresentable::Malformed("text"))?;
-            if text.contains('\0') {
-                return Err(Unrepresentable::Nul);
-            }
-            return exact(value.clone());
+            return match text.contains('\0') {
+                false => exact(value.clone()),
+                true if replace => inexact(without_nul(text).into_bytes().into()),
+                true => Err(Unrepresentable::Nul),
+            };
         }
         CqlType::Blob => return exact(value.clone()),
         CqlType::Custom(_) => return inexact(value.clone()),
@@ -177,21 +190,28 @@ pub(crate) fn encode(ty: &CqlType, value: &ValueBytes) -> Result<Encoded, Unrepr
         }
         CqlType::Timestamp => {
             let millis = i64::from_be_bytes(value.as_ref().try_into().map_err(malformed("timestamp"))?);
-            exact(timestamp(millis)?.to_be_bytes().into())
+            match timestamp(millis) {
+                Err(_) if replace => inexact(if millis < 0 { i64::MIN } else { i64::MAX }.to_be_bytes().into()),
+                micros => exact(micros?.to_be_bytes().into()),
+            }
         }
         CqlType::Date => {
             let days = u32::from_be_bytes(value.as_ref().try_into().map_err(malformed("date"))?);
             let days = i64::from(days) - (1 << 31) - EPOCH_DAYS;
-            let days = Some(days).filter(|days| DATE_RANGE.contains(days)).ok_or(Unrepresentable::Range("date"))?;
-            exact(i32::try_from(days).expect("checked").to_be_bytes().into())
+            match i32::try_from(days) {
+                Ok(days) if DATE_RANGE.contains(&i64::from(days)) => exact(days.to_be_bytes().into()),
+                _ if replace => inexact(if days < 0 { i32::MIN } else { i32::MAX }.to_be_bytes().into()),
+                _ => Err(Unrepresentable::Range("date")),
+            }
         }
         CqlType::Time => {
             let nanos = i64::from_be_bytes(value.as_ref().try_into().map_err(malformed("time"))?);
-            if !(0..DAY_NANOS).contains(&nanos) {
+            let within = nanos.clamp(0, DAY_NANOS - 1);
+            if within != nanos && !replace {
                 return Err(Unrepresentable::Range("time"));
             }
-            let micros = (nanos / 1000).to_be_bytes();
-            Ok(Encoded { bytes: Some(micros.into()), exact: nanos % 1000 == 0 })
+            let micros = (within / 1000).to_be_bytes();
+            Ok(Encoded { bytes: Some(micros.into()), exact: nanos % 1000 == 0 && within == nanos })
         }
         CqlType::Inet => {
             // Address family as PostgreSQL numbers it, prefix length, not a network, length, address.
@@ -213,12 +233,12 @@ pub(crate) fn encode(ty: &CqlType, value: &ValueBytes) -> Result<Encoded, Unrepr
         | CqlType::Vector { .. } => {
             let value = CqlValue::decode(ty, value).map_err(|_| Unrepresentable::Malformed(type_name(ty)))?;
             inexact(match &value {
-                CqlValue::Varint(number) => numeric(number, 0)?,
-                CqlValue::Decimal { unscaled, scale } => numeric(unscaled, *scale)?,
+                CqlValue::Varint(unscaled) => number(unscaled, 0, replace)?.numeric(),
+                CqlValue::Decimal { unscaled, scale } => number(unscaled, *scale, replace)?.numeric(),
                 CqlValue::Duration { months, days, nanoseconds } => {
                     json::duration(*months, *days, *nanoseconds).into_bytes().into()
                 }
-                nested => jsonb(&json::value(nested)?),
+                nested => jsonb(&json::value(nested, replace)?)?,
             })
         }
     }
@@ -226,7 +246,7 @@ pub(crate) fn encode(ty: &CqlType, value: &ValueBytes) -> Result<Encoded, Unrepr
 
 /// Encodes a key column: never NULL, and distinct wherever Cassandra's keys are.
 pub(crate) fn encode_key(ty: &CqlType, value: &ValueBytes) -> Result<ValueBytes, Unrepresentable> {
-    let encoded = encode(ty, value)?;
+    let encoded = encode(ty, value, false)?;
     // PostgreSQL's btree takes the two zeros for one.
     let minus_zero = matches!(ty, CqlType::Float | CqlType::Double)
         && value.first() == Some(&0x80)
@@ -274,60 +294,18 @@ pub(crate) fn timestamptz(seconds: i64) -> ValueBytes {
     micros.unwrap_or(TIMESTAMP_RANGE.end - 1).to_be_bytes().into()
 }
 
-fn jsonb(text: &str) -> ValueBytes {
+/// Text without the one character PostgreSQL has no place for.
+pub(crate) fn without_nul(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+fn jsonb(text: &str) -> Result<ValueBytes, Unrepresentable> {
+    if text.len() > JSONB_MAX {
+        return Err(Unrepresentable::Size);
+    }
     let mut out = BytesMut::with_capacity(1 + text.len());
     out.put_u8(1);
     out.put_slice(text.as_bytes());
-    out.freeze().into()
-}
-
-/// Whether `numeric` can hold the number: also keeps hostile scales from becoming gigabytes of zeros.
-pub(crate) fn check_numeric(unscaled: &BigInt, scale: i32) -> Result<(), Unrepresentable> {
-    let out = Err(Unrepresentable::Range("number"));
-    let bits = usize::try_from(unscaled.bits()).unwrap_or(usize::MAX);
-    // log10(2) is a little over 0.301.
-    let digits = bits.saturating_mul(302) / 1000 + 1;
-    match usize::try_from(scale) {
-        Ok(scale) if scale > NUMERIC_SCALE || digits > NUMERIC_INTEGER_DIGITS + scale => out,
-        Ok(_) => Ok(()),
-        Err(_) => {
-            let zeros = usize::try_from(scale.unsigned_abs()).unwrap_or(usize::MAX);
-            if digits.saturating_add(zeros) > NUMERIC_INTEGER_DIGITS { out } else { Ok(()) }
-        }
-    }
-}
-
-/// `unscaled * 10^-scale` as `numeric`: groups of four decimal digits around the decimal point.
-fn numeric(unscaled: &BigInt, scale: i32) -> Result<ValueBytes, Unrepresentable> {
-    check_numeric(unscaled, scale)?;
-    let mut digits = unscaled.magnitude().to_string();
-    if scale < 0 {
-        digits.extend(std::iter::repeat_n('0', usize::try_from(scale.unsigned_abs()).unwrap_or_default()));
-    }
-    let scale = usize::try_from(scale).unwrap_or_default();
-    let whole = digits.len().saturating_sub(scale);
-    let lead = if digits.len() < scale { scale - digits.len() } else { (4 - whole % 4) % 4 };
-    let trail = (4 - scale % 4) % 4;
-    let padded: Vec<u8> = std::iter::repeat_n(b'0', lead)
-        .chain(digits.bytes())
-        .chain(std::iter::repeat_n(b'0', trail))
-        .map(|digit| digit - b'0')
-        .collect();
-    let groups: Vec<i16> =
-        padded.chunks(4).map(|group| group.iter().fold(0, |sum, digit| sum * 10 + i16::from(*digit))).collect();
-    let zeros = groups.iter().take_while(|group| **group == 0).count();
-    let used = groups.len() - groups.iter().rev().take_while(|group| **group == 0).count();
-    let groups = groups.get(zeros..used).unwrap_or_default();
-    let narrow = |number: usize| i16::try_from(number).map_err(|_| Unrepresentable::Range("number"));
-    let weight = narrow(whole.div_ceil(4))? - 1 - narrow(zeros)?;
-    let mut out = BytesMut::with_capacity(8 + 2 * groups.len());
-    out.put_i16(narrow(groups.len())?);
-    out.put_i16(if groups.is_empty() { 0 } else { weight });
-    out.put_u16(if unscaled.sign() == Sign::Minus { 0x4000 } else { 0 });
-    out.put_i16(narrow(scale)?);
-    for group in groups {
-        out.put_i16(*group);
-    }
     Ok(out.freeze().into())
 }
 

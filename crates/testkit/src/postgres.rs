@@ -45,11 +45,13 @@ impl std::fmt::Debug for Password {
 }
 
 impl Postgres {
+    /// Of the version `CDC_POSTGRES_VERSION` names, else the default one.
     pub fn builder() -> PostgresBuilder {
-        PostgresBuilder { version: default_version::POSTGRES.to_owned(), settings: Vec::new() }
+        let version = std::env::var("CDC_POSTGRES_VERSION").unwrap_or_else(|_| default_version::POSTGRES.to_owned());
+        PostgresBuilder { version, settings: Vec::new() }
     }
 
-    /// Starts the default version and waits until it is ready.
+    /// Starts that version and waits until it is ready.
     ///
     /// # Errors
     /// As [`PostgresBuilder::start`].

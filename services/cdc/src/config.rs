@@ -104,7 +104,7 @@ impl Config {
             self.cassandra.as_ref().map(CassandraConfig::validate),
             self.source.as_ref().map(SourceConfig::validate),
             self.kafka.as_ref().map(KafkaConfig::validate),
-            self.postgres.as_ref().map(postgres_faults),
+            self.postgres.as_ref().map(PostgresConfig::validate),
             Some(self.sink.validate()),
         ];
         faults.extend(sentences.iter().flatten().flatten().map(|sentence| Fault::of_sentence(sentence)));
@@ -141,29 +141,4 @@ impl Config {
             })
             .collect()
     }
-}
-
-/// Ranges of numbers and emptiness are what types do not tell.
-fn postgres_faults(config: &PostgresConfig) -> Vec<String> {
-    let mut faults = Vec::new();
-    for (name, value) in [
-        ("host", &config.host),
-        ("database", &config.database),
-        ("username", &config.username),
-        ("schema", &config.schema),
-    ] {
-        if value.is_empty() {
-            faults.push(format!("postgres.{name} is empty: name one, or leave the key out where it has a default"));
-        }
-    }
-    if !(1..=500).contains(&config.pool_size) {
-        faults.push(format!("postgres.pool_size is {}: use 1 to 500", config.pool_size));
-    }
-    if !config.table_name.contains("{table}") {
-        faults.push(format!(
-            "postgres.table_name is `{}`, which is the same for all tables: use {{table}} in it, as in `cdc_{{table}}`",
-            config.table_name
-        ));
-    }
-    faults
 }

@@ -147,6 +147,39 @@ fn faults_of_a_file_exit_with_78_and_are_told_at_once() {
 }
 
 #[test]
+fn faults_in_the_settings_of_tables_are_told_without_the_salt() {
+    let files = Files::new();
+    let salt = files.path("salt");
+    std::fs::write(&salt, "0123456789abcdef\n").unwrap();
+    let file = |settings: &str| {
+        let settings = settings.replace("SALT", salt.to_str().unwrap());
+        files.write(&format!(
+            "kafka:\n  bootstrap_servers: [a:1]\npostgres:\n  host: pg\n  database: d\n  username: u\n  tables:\n    \
+             shop.users:\n{settings}"
+        ))
+    };
+    let check = |settings: &str| said(&mut cdc(&["validate", "--offline", "--role", "sink", &file(settings)]));
+    let good = "      include: [a]\n      columns:\n        a: {mask: null}\n        b: {mask: {hash: {salt_file: SALT}}}\n        \
+                password_file: {name: c, unrepresentable: skip}\n";
+    assert_eq!(check(good).code, Some(OK), "{}", check(good).err);
+    let faulty = "      exlude: [a]\n      columns:\n        a: {mask: {fixd: x}}\n        b: {unrepresentable: skipp}\n        \
+                  c: {mask: {hash: {salt: 12345}}}\n";
+    let said = check(faulty);
+    assert_eq!(said.code, Some(CONFIG), "{}", said.err);
+    for sentence in [
+        "line 9: postgres.tables.shop.users.exlude is not a known key; did you mean `exclude`?",
+        "postgres.tables.shop.users.columns.a.mask.fixd is not a known key; did you mean `fixed`?",
+        "postgres.tables.shop.users.columns.b.unrepresentable is `skipp`; did you mean `skip`?",
+        "postgres.tables.shop.users.columns.c.mask.hash.salt has a value of the wrong type; expected text",
+    ] {
+        assert!(said.err.contains(sentence), "{sentence} is not in:\n{}", said.err);
+    }
+    let short = check("      columns:\n        c: {mask: {hash: {salt: 'tiny'}}}\n");
+    assert!(short.err.contains("mask.hash.salt is shorter than 16 bytes"), "{}", short.err);
+    assert!(!short.err.contains("tiny") && !said.err.contains("12345"), "{}{}", short.err, said.err);
+}
+
+#[test]
 fn a_missing_section_names_the_command_and_the_lines_to_add() {
     let files = Files::new();
     let file = files.write("kafka: {bootstrap_servers: [a:1]}\n");

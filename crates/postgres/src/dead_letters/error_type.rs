@@ -53,7 +53,7 @@ impl ErrorType {
     pub(crate) fn of_value(error: Unrepresentable) -> Self {
         match error {
             Unrepresentable::Nul | Unrepresentable::Malformed(_) => Self::TypeConversion,
-            Unrepresentable::Range(_) => Self::ValueOutOfRange,
+            Unrepresentable::Range(_) | Unrepresentable::Size => Self::ValueOutOfRange,
             Unrepresentable::NullKey | Unrepresentable::InexactKey(_) => Self::ConstraintViolation,
         }
     }

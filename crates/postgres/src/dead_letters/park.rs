@@ -88,7 +88,11 @@ pub(crate) fn park_change(unit: &Unit, refusal: &Refusal, origins: Option<&dyn O
         }
         Body::Tombstones(tombstones) => (None, encode_tombstones(tombstones)),
     };
-    let original = origins.and_then(|origins| origins.find(&|change| is_of(change, unit)));
+    let mut original = origins.and_then(|origins| origins.find(&|change| is_of(change, unit)));
+    if let Some(original) = original.as_mut().filter(|_| unit.layout.is_masked()) {
+        // The record holds in clear what the state holds masked.
+        original.value = None;
+    }
     let call = Call::new(PARK)
         .with(Some(schema.id.0))
         .with(Some(schema.full_name()))

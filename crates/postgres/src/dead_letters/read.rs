@@ -83,12 +83,9 @@ const UNPUBLISHED: &str = concat!(
 );
 const PUBLISHED: &str = "-- cdc: published dead letters\nupdate _cdc.dlq set published_at = now() \
     where id = any($1::uuid[])";
-const SCHEMAS: &str = "-- cdc: known schemas\nselect schema::text from _cdc.tables where schema is not null \
+const SCHEMAS: &str = "-- cdc: known schemas\nselect newest_schema from _cdc.tables where newest_schema is not null \
     order by table_id";
 /// Not by one that knows less than another writer does.
-const STORE_SCHEMA: &str = "-- cdc: store a schema\nupdate _cdc.tables set schema = $2::text::jsonb where table_id = $1 \
-    and (schema is null or jsonb_array_length(schema -> 'columns') <= jsonb_array_length(($2::text::jsonb) -> 'columns')) \
-    and schema is distinct from $2::text::jsonb";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -301,28 +298,11 @@ impl Inner {
         }
     }
 
-    /// Keeps a table's definition for those who read dead letters; nothing is written if it is known, or if the table
-    /// is not registered yet.
-    pub(crate) async fn store_schema(&self, table: &TableSchema) -> Result<(), TargetError> {
-        let text = serde_json::to_string(table).expect("a table schema is plain data");
-        self.ask("store a table's schema", Call::new(STORE_SCHEMA).with(table.id.0).with(text)).await.map(drop)
-    }
-
     /// Letters with all they hold, in no order.
     pub(super) async fn contents(&self, ids: Vec<Uuid>) -> Result<Vec<DeadLetter>, TargetError> {
         let call = filtered(LIST, &LetterFilter { ids, ..LetterFilter::default() }).with(None::<i64>).with(true);
         Ok(self.ask("read dead letters", call).await?.iter().map(DeadLetter::of).collect())
     }
-}
-
-pub(super) fn known_schemas() -> Call<'static> {
-    Call::new(SCHEMAS)
-}
-
-/// Those that this release can read.
-pub(super) fn schemas(rows: &[Row]) -> Vec<Arc<TableSchema>> {
-    let schema = |row: &Row| serde_json::from_str::<TableSchema>(row.get(0)).ok()?.new().ok().map(Arc::new);
-    rows.iter().filter_map(schema).collect()
 }
 
 fn filtered<'s>(sql: &'s str, filter: &LetterFilter) -> Call<'s> {
@@ -409,6 +389,8 @@ impl Target {
 
     /// The newest definition of every table that writers of this database have known.
     pub async fn known_schemas(&self) -> Result<Vec<Arc<TableSchema>>, TargetError> {
-        Ok(schemas(&self.inner.ask("read table schemas", known_schemas()).await?))
+        let rows = self.inner.ask("read table schemas", Call::new(SCHEMAS)).await?;
+        let schema = |row: &Row| serde_json::from_str::<TableSchema>(row.get(0)).ok()?.new().ok().map(Arc::new);
+        Ok(rows.iter().filter_map(schema).collect())
     }
 }

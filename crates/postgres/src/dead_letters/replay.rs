@@ -6,12 +6,8 @@
 //! A letter counts as resolved once the target was read, after the commit and by itself, and merging the change once
 //! more would change nothing. What the apply answered is not enough: a trigger may have swallowed the row.
 //!
-//! # Why a running writer loses nothing
-//!
-//! Reading a row's state with an older definition of its table would drop the cells of columns added since. So each
-//! batch of letters holds, shared, the lock that [`crate::prepare`] takes exclusively, and reads the definitions under
-//! it. A writer that learns of a newer one stores it before it takes the lock and writes rows with it after: so either
-//! it is read here, or its rows come after the batch.
+//! A running writer loses nothing by it: letters are read with the newest definition of their table any writer knew,
+//! and each transaction looks whether that is still so ([`crate::prepare`]).
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -25,12 +21,11 @@ use uuid::Uuid;
 
 use super::{
     ErrorType, Original,
-    read::{Content, DeadLetter, known_schemas, schemas},
+    read::{Content, DeadLetter},
 };
 use crate::{
     ApplyError, Target, TargetError,
-    prepare::PREPARE_CLASS,
-    session::{Call, Frame, Session},
+    session::Call,
     target::{Context, Purpose},
     transact::STATIC_ROW,
 };
@@ -92,17 +87,20 @@ impl Target {
             let letters = self.inner.contents(ids.to_vec()).await?;
             let unresolved = letters.into_iter().filter(|letter| letter.status == "unresolved");
             let letters: HashMap<Uuid, DeadLetter> = unresolved.map(|letter| (letter.id, letter)).collect();
-            let (mut changes, lock) = self.prepare_replay(&letters, decode).await?;
+            let tables = self.tables().await?;
             for id in ids {
-                let outcome = match changes.remove(id) {
+                let outcome = match letters.get(id) {
                     None => Replayed::Settled,
-                    Some(changes) => self.replay(*id, changes, rehearse).await?,
+                    Some(letter) => self.replay(letter, changes(letter, &tables, decode), rehearse).await?,
                 };
                 done(*id, outcome);
             }
-            lock.rollback().await;
         }
         Ok(())
+    }
+
+    async fn tables(&self) -> Result<HashMap<TableId, Arc<TableSchema>>, TargetError> {
+        Ok(self.known_schemas().await?.into_iter().map(|table| (table.id, table)).collect())
     }
 
     /// The changes of a letter that was read with its contents.
@@ -111,49 +109,15 @@ impl Target {
         letter: &DeadLetter,
         decode: &Decode<'_>,
     ) -> Result<Result<Vec<Change>, Undecodable>, TargetError> {
-        let tables = self.known_schemas().await?.into_iter().map(|table| (table.id, table)).collect();
-        Ok(changes(letter, &tables, decode))
+        Ok(changes(letter, &self.tables().await?, decode))
     }
 
-    /// The letters' changes by the newest definitions of their tables, and what keeps those from changing.
-    async fn prepare_replay(
-        &self,
-        letters: &HashMap<Uuid, DeadLetter>,
-        decode: &Decode<'_>,
-    ) -> Result<(HashMap<Uuid, Decoded>, Session), TargetError> {
-        let mut known = self.known_schemas().await?;
-        loop {
-            let tables: HashMap<TableId, Arc<TableSchema>> =
-                known.iter().map(|table| (table.id, Arc::clone(table))).collect();
-            let decoded: HashMap<Uuid, Decoded> =
-                letters.iter().map(|(id, letter)| (*id, changes(letter, &tables, decode))).collect();
-            // Not under the lock, which preparing takes exclusively. The stored definition first: it knows the most.
-            for table in decoded.values().flatten().flatten().map(|change| &change.table) {
-                for table in tables.get(&table.id).into_iter().chain([table]) {
-                    self.inner.layout(table).await?;
-                }
-            }
-            let lock =
-                Call::new("-- cdc: hold schemas\nselect pg_advisory_xact_lock_shared($1, 0)").with(PREPARE_CLASS);
-            let mut session = Session::acquire(&self.inner.pool).await?;
-            let now = match session.run(Frame::Begin, vec![lock, known_schemas()]).await {
-                Ok(answers) => schemas(&answers[1]),
-                Err(fault) => {
-                    session.abandon(&fault).await;
-                    return Err(TargetError::Database { doing: "read table schemas", fault });
-                }
-            };
-            if now == known {
-                return Ok((decoded, session));
-            }
-            session.rollback().await;
-            known = now;
-        }
-    }
-
-    async fn replay(&self, id: Uuid, changes: Decoded, rehearse: bool) -> Result<Replayed, TargetError> {
+    async fn replay(&self, letter: &DeadLetter, changes: Decoded, rehearse: bool) -> Result<Replayed, TargetError> {
+        let id = letter.id;
+        // What was parked as a change is masked already.
+        let conceal = letter.content.state.is_none();
         let outcome = match changes {
-            Ok(changes) => self.apply_again(changes, rehearse).await?,
+            Ok(changes) => self.apply_again(changes, conceal, rehearse).await?,
             Err(refused) => Replayed::Refused(refused),
         };
         if rehearse {
@@ -172,10 +136,10 @@ impl Target {
         Ok(outcome)
     }
 
-    async fn apply_again(&self, changes: Vec<Change>, rehearse: bool) -> Result<Replayed, TargetError> {
+    async fn apply_again(&self, changes: Vec<Change>, conceal: bool, rehearse: bool) -> Result<Replayed, TargetError> {
         let purpose = if rehearse { Purpose::Rehearse } else { Purpose::Refuse };
         let context = Context::new(purpose);
-        let units = self.inner.fold(changes).await?;
+        let units = self.inner.fold(changes, conceal).await?;
         if self.inner.contains(&units, context.now).await? {
             return Ok(Replayed::Superseded);
         }

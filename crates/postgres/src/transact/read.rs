@@ -19,7 +19,9 @@ use crate::{
     value::decode,
 };
 
-const LOCK: &str = "-- cdc: lock\nselect _cdc.lock($1::int[], $2::int[], $3::bool[])";
+pub(crate) const LOCK: &str = "-- cdc: lock\nselect _cdc.lock($1::int[], $2::int[], $3::bool[])";
+const READ_GENERATIONS: &str = "-- cdc: generations\nselect table_id, generation from _cdc.tables \
+    where table_id = any($1::uuid[])";
 // `offset 0` keeps each key's lookup to itself. Without it PostgreSQL, which plans a prepared statement while the table is
 // empty, may join all that is found by `table_id` with all keys: quadratic once the table has grown. `exists` spares the
 // lookups while nothing of the table was ever deleted.
@@ -62,6 +64,10 @@ pub(super) async fn read(
         calls.push(Call::new(READ_EPOCHS).with(streams));
     }
     let first = calls.len() - usize::from(fenced);
+    if !tables.is_empty() {
+        let ids: Vec<uuid::Uuid> = tables.iter().map(|table| table.layout.schema.id.0).collect();
+        calls.push(Call::new(READ_GENERATIONS).with(ids));
+    }
     let mut plan = Vec::new();
     for (index, table) in tables.iter().enumerate() {
         table.plan_reads(index, &mut plan, &mut calls);
@@ -73,6 +79,15 @@ pub(super) async fn read(
         let lost = work.context.fence.iter().find(|a| epochs.get(&a.claim.stream.0) != Some(&a.claim.epoch));
         if let Some(advance) = lost {
             return Err(Attempt::Failure(Failure::Fenced(advance.claim.stream.clone())));
+        }
+    }
+    if !tables.is_empty() {
+        let generations = answers.next().unwrap_or_default();
+        let generations: HashMap<uuid::Uuid, i64> = generations.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let known =
+            |table: &&TableWork<'_>| generations.get(&table.layout.schema.id.0) == Some(&table.layout.generation);
+        if !tables.iter().all(|table| known(&table)) {
+            return Err(Attempt::Failure(Failure::Stale));
         }
     }
     for ((index, read), rows) in plan.into_iter().zip(answers) {
@@ -277,14 +292,14 @@ impl<'w> TableWork<'w> {
         }
         let marked = relation.kind == ColumnKind::Regular;
         let liveness = marked.then_some(Liveness { time, ttl: 0, expires: LocalTime::NONE });
-        Ok((version, RowState { liveness, deletion: None, columns }))
+        Ok((version, self.layout.strip(RowState { liveness, deletion: None, columns })))
     }
 }
 
 impl Layout {
     /// Leaves out what belongs to columns that are gone.
     fn strip(&self, mut state: RowState) -> RowState {
-        state.columns.retain(|(id, _)| self.schema.column(*id).dropped.is_none());
+        self.forget(&mut state);
         state
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     array::Array,
     layout::{Layout, Relation, join_key},
     session::Call,
-    value::{Unrepresentable, encode_visible, timestamptz},
+    value::{Unrepresentable, timestamptz},
 };
 
 const INSERT_REMAINS: &str = "-- cdc: insert remains\ninsert into _cdc.remains (table_id, partition_key, clustering, state) \
@@ -40,6 +40,8 @@ pub(super) struct Writes<'w> {
     pub(super) inserted_remains: Vec<Token>,
     updated_remains: usize,
     deleted_remains: usize,
+    /// Of all values and states, roughly what the statements come to.
+    pub(super) bytes: usize,
 }
 
 fn versions() -> [Array; 2] {
@@ -86,6 +88,7 @@ impl<'w> Writes<'w> {
             inserted_remains: Vec::new(),
             updated_remains: 0,
             deleted_remains: 0,
+            bytes: 0,
         }
     }
 
@@ -106,6 +109,7 @@ impl<'w> Writes<'w> {
                 writes.deletes += 1;
             }
             let state = (!after.is_empty()).then(|| encode_row(&self.layout.schema, after));
+            self.bytes += state.as_ref().map_or(0, bytes::Bytes::len);
             match (&row.remains, state) {
                 (None, None) => {}
                 (None, Some(state)) => {
@@ -140,18 +144,23 @@ impl<'w> Writes<'w> {
         let mut values = Vec::with_capacity(relation.values.len() + 3);
         let mut shown = visible.iter().peekable();
         for (id, column) in &relation.values {
-            while shown.next_if(|(other, _)| other < id).is_some() {}
+            // Left out of the target: its times are in the state only.
+            while shown.next_if(|(other, _)| other < id).is_some() {
+                uniform = false;
+            }
             let Some((_, value)) = shown.next_if(|(other, _)| other == id) else {
                 values.push(None);
                 continue;
             };
-            let encoded = encode_visible(&column.cql, value).map_err(|error| (column.name.clone(), error))?;
+            let encoded = column.encode(value).map_err(|error| (column.name.clone(), error))?;
             uniform &= encoded.exact;
             values.push(encoded.bytes);
         }
+        uniform &= shown.peek().is_none();
         values.push(Some(time.0.to_be_bytes().into()));
         values.push((!uniform).then(|| encode_row(&self.layout.schema, after).into()));
         values.push(after.next_expiry(now).map(|expiry| timestamptz(expiry.0)));
+        self.bytes += values.iter().flatten().map(|value| value.len()).sum::<usize>();
         match &row.live {
             Some(live) => {
                 push_all(&mut writes.update, version(live).into_iter().chain(values));

@@ -2,8 +2,11 @@
 
 mod concurrency;
 mod dead_letters;
+mod evolution;
+mod extremes;
 mod merge;
 mod refusal;
+mod settings;
 mod stream;
 mod support;
 mod types;

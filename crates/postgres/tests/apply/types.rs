@@ -9,7 +9,7 @@ use cdc_model::{
 
 use crate::support::{Database, change, column, deletion, int, key_column, live, marker, schema, state, text};
 
-fn parts(counted: bool, parts: &[&[u8]], per_element: usize) -> ValueBytes {
+pub(crate) fn parts(counted: bool, parts: &[&[u8]], per_element: usize) -> ValueBytes {
     let mut out = Vec::new();
     if counted {
         out.extend(i32::try_from(parts.len() / per_element).unwrap_or_default().to_be_bytes());
@@ -21,7 +21,7 @@ fn parts(counted: bool, parts: &[&[u8]], per_element: usize) -> ValueBytes {
     out.into()
 }
 
-fn boxed(ty: CqlType) -> Box<CqlType> {
+pub(crate) fn boxed(ty: CqlType) -> Box<CqlType> {
     Box::new(ty)
 }
 

@@ -3,6 +3,8 @@
 use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 
+use super::SECRETS;
+
 /// One fault: the key, what is wrong with it, what to write instead.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fault {
@@ -113,8 +115,10 @@ impl Complaint {
         let message = match self {
             Self::UnknownKey { key, known } => {
                 let mut known: Vec<&str> = known.iter().map(String::as_str).collect();
-                if known.contains(&"password") {
-                    known.push("password_file");
+                for (secret, in_file) in SECRETS {
+                    if known.contains(&secret) {
+                        known.push(in_file);
+                    }
                 }
                 match closest(&key, known.iter().copied()) {
                     Some(meant) => format!("is not a known key; did you mean `{meant}`?"),
@@ -147,7 +151,8 @@ impl Complaint {
 }
 
 fn is_secret(key: &str) -> bool {
-    ["password", "secret", "token", "private_key"].iter().any(|word| key.contains(word)) && key != "password_file"
+    let names_file = SECRETS.iter().any(|(_, in_file)| *in_file == key);
+    !names_file && ["password", "secret", "token", "private_key", "salt"].iter().any(|word| key.contains(word))
 }
 
 /// serde's names for types, as someone who writes YAML calls them.

@@ -4,24 +4,29 @@
 /// first key is found. Good enough to point a person to the place: it knows indented `key:` lines and nothing else.
 pub(super) fn line(text: &str, path: &[String]) -> Option<usize> {
     let mut found = None;
-    // Keys of `path` that enclose the current line, with their indentation.
-    let mut open: Vec<usize> = Vec::new();
+    // Keys of `path` that enclose the current line: indentation, and how much of the path they are together. One key may
+    // be several segments: a name with a dot in it.
+    let mut open: Vec<(usize, usize)> = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let content = line.trim_start();
         if content.is_empty() || content.starts_with(['#', '-']) {
             continue;
         }
         let indent = line.len() - content.len();
-        while open.last().is_some_and(|outer| indent <= *outer) {
+        while open.last().is_some_and(|(outer, _)| indent <= *outer) {
             open.pop();
         }
         let Some((key, rest)) = content.split_once(':') else { continue };
-        let wanted = path.get(open.len()).is_some_and(|wanted| key.trim().trim_matches(['"', '\'']) == wanted);
+        let above = open.last().map_or(0, |(_, depth)| *depth);
+        let key = key.trim().trim_matches(['"', '\'']);
+        let wanted = (above + 1..=path.len()).find(|end| path[above..*end].join(".") == key);
         let child = if open.is_empty() { indent == 0 } else { true };
-        if wanted && child && (rest.is_empty() || rest.starts_with(char::is_whitespace)) {
-            open.push(indent);
-            if found.is_none_or(|(depth, _)| open.len() > depth) {
-                found = Some((open.len(), number));
+        if let Some(depth) = wanted.filter(|_| child)
+            && (rest.is_empty() || rest.starts_with(char::is_whitespace))
+        {
+            open.push((indent, depth));
+            if found.is_none_or(|(deepest, _)| depth > deepest) {
+                found = Some((depth, number));
             }
         }
     }
@@ -33,7 +38,8 @@ mod tests {
     use super::*;
 
     fn at(path: &str) -> Option<usize> {
-        let text = "# top\nsource:\n  tables:\n    - a.b\n  host: x\n\npostgres:\n  \"host\": y\n  pool: {size: 1}\n";
+        let text = "# top\nsource:\n  tables:\n    - a.b\n  host: x\n\npostgres:\n  \"host\": y\n  pool: {size: 1}\n  \
+                    tables:\n    a.b:\n      name: c\n";
         line(text, &path.split('.').map(str::to_owned).collect::<Vec<_>>())
     }
 
@@ -42,6 +48,7 @@ mod tests {
         assert_eq!(at("source"), Some(2));
         assert_eq!(at("source.host"), Some(5));
         assert_eq!(at("postgres.host"), Some(8));
+        assert_eq!(at("postgres.tables.a.b.name"), Some(12));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Configuration: one YAML file, then the environment.
 //!
 //! `CDC__SECTION__KEY=value` overrides `section.key`; the value is read as YAML, or as plain text where a text is
-//! expected. Wherever `password` is a key, `password_file` may stand instead: the file's content, less a trailing line
-//! break, is the password.
+//! expected. Wherever `password` or `salt` is a key, `password_file` or `salt_file` may stand instead: the file's content,
+//! less a trailing line break, is the secret.
 //!
 //! All faults are reported at once. Types only say what serde tells: the first fault. So [`parse`] deserialises again
 //! and again: a fault is noted, then an unknown key is taken out, and a wrong or missing value replaced by one that the
@@ -68,7 +68,7 @@ pub fn parse<T: DeserializeOwned>(
     };
     let mut faults = Vec::new();
     let overrides = environment::apply(&mut root, environment, &mut faults);
-    read_password_files(&mut root, &mut Vec::new(), &mut faults);
+    read_secret_files(&mut root, &mut Vec::new(), &mut faults);
 
     let mut loader = Loader { root, overrides, stand_ins: HashMap::new(), faults };
     let loaded = loader.load();
@@ -214,32 +214,34 @@ fn remove(root: &mut Value, path: &[String]) {
     }
 }
 
-const PASSWORD: &str = "password";
-const PASSWORD_FILE: &str = "password_file";
+/// Keys that hold secrets, and those that name a file with it instead.
+const SECRETS: [(&str, &str); 2] = [("password", "password_file"), ("salt", "salt_file")];
 
-fn read_password_files(value: &mut Value, path: &mut Vec<String>, faults: &mut Vec<Fault>) {
+fn read_secret_files(value: &mut Value, path: &mut Vec<String>, faults: &mut Vec<Fault>) {
     let Value::Mapping(map) = value else { return };
-    if let Some(file) = map.remove(PASSWORD_FILE) {
-        let at = || format!("{}.{PASSWORD_FILE}", path.join("."));
-        let password = match &file {
-            Value::String(_) if map.contains_key(PASSWORD) => Err("stands beside password: give only one".to_owned()),
+    for (secret, in_file) in SECRETS {
+        // Below a section of free names, a column's for instance, a section may be called so.
+        let Some(file) = map.get(in_file).filter(|file| !file.is_mapping()).cloned() else { continue };
+        map.remove(in_file);
+        let content = match &file {
+            Value::String(_) if map.contains_key(secret) => Err(format!("stands beside {secret}: give only one")),
             Value::String(file) => {
                 std::fs::read_to_string(file).map_err(|error| format!("cannot read {file}: {error}"))
             }
             _ => Err("expected the path of a file".to_owned()),
         };
-        match password {
-            Ok(password) => {
-                let password = password.strip_suffix('\n').unwrap_or(&password);
-                let password = password.strip_suffix('\r').unwrap_or(password);
-                map.insert(PASSWORD.into(), Value::String(password.to_owned()));
+        match content {
+            Ok(content) => {
+                let content = content.strip_suffix('\n').unwrap_or(&content);
+                let content = content.strip_suffix('\r').unwrap_or(content);
+                map.insert(secret.into(), Value::String(content.to_owned()));
             }
-            Err(message) => faults.push(Fault::new(at(), message)),
+            Err(message) => faults.push(Fault::new(format!("{}.{in_file}", path.join(".")), message)),
         }
     }
     for (key, value) in map.iter_mut() {
         path.push(key.as_str().unwrap_or_default().to_owned());
-        read_password_files(value, path, faults);
+        read_secret_files(value, path, faults);
         path.pop();
     }
 }

@@ -77,11 +77,13 @@ async fn online(role: Role, config: &Config) -> Vec<Finding> {
     let captures = role != Role::Sink;
     let through_kafka = config.kafka.is_some();
     let applies = role != Role::Source || !through_kafka;
-    let (cassandra, postgres, kafka) = tokio::join!(
+    let ((cassandra, tables), mut postgres, kafka) = tokio::join!(
         async {
             match (&config.cassandra, &config.source) {
-                (Some(cassandra), Some(source)) if captures => cassandra::check(cassandra, source).await,
-                _ => Vec::new(),
+                (Some(cassandra), Some(source)) if captures => {
+                    cassandra::check(cassandra, source, config.postgres.as_ref()).await
+                }
+                _ => (Vec::new(), Vec::new()),
             }
         },
         async {
@@ -97,6 +99,9 @@ async fn online(role: Role, config: &Config) -> Vec<Finding> {
             }
         },
     );
+    if let Some(config) = config.postgres.as_ref().filter(|_| applies) {
+        postgres.extend(postgres::compare(config, &tables).await);
+    }
     let files = config.source.as_ref().filter(|_| captures).map(files::check).unwrap_or_default();
     [files, cassandra, kafka, postgres].concat()
 }

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use cdc_postgres::{Fault, PostgresConfig};
+use cdc_model::TableSchema;
+use cdc_postgres::{Fault, PostgresConfig, SchemaMode, differences};
 use tokio_postgres::{Client, Config, NoTls};
 
 use super::Finding;
+use crate::role::chain;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
@@ -46,6 +48,22 @@ pub(super) async fn check(config: &PostgresConfig) -> Vec<Finding> {
     }
 }
 
+/// Whether the tables that are there can take what is captured; a server that does not answer is [`check`]'s to tell.
+pub(super) async fn compare(config: &PostgresConfig, tables: &[TableSchema]) -> Vec<Finding> {
+    let compared = async {
+        let (client, connection) = settings(config).connect(NoTls).await.ok()?;
+        tokio::select! {
+            found = differences(&client, config, tables) => Some(found),
+            _ = connection => None,
+        }
+    };
+    match tokio::time::timeout(CONNECT_WITHIN, compared).await {
+        Ok(Some(Ok(found))) => found.into_iter().map(Finding::config).collect(),
+        Ok(Some(Err(error))) => vec![Finding::unavailable(chain(&error))],
+        Ok(None) | Err(_) => Vec::new(),
+    }
+}
+
 fn settings(config: &PostgresConfig) -> Config {
     let mut settings = Config::new();
     settings.host(&config.host).port(config.port).dbname(&config.database).user(&config.username);
@@ -68,7 +86,10 @@ async fn look(client: &Client, config: &PostgresConfig) -> Result<Vec<String>, t
             config.host
         ));
     }
-    for (schema, may_use) in [("_cdc", own), (config.schema.as_str(), target)] {
+    let manages = config.schema_mode == SchemaMode::Manage;
+    for (schema, may_use) in
+        [("_cdc", own), (config.schema.as_str(), target)].into_iter().take(1 + usize::from(manages))
+    {
         let user = &config.username;
         match may_use {
             Some(false) => findings.push(format!(

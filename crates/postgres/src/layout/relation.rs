@@ -1,0 +1,225 @@
+//! One target table and the statements on it.
+
+use std::fmt::Write;
+
+use cdc_model::{ColumnId, ColumnKind, CqlType, TableSchema, VisibleColumn};
+use tokio_postgres::types::Type;
+
+use super::{EXPIRES_AT, KEY, STATE, TOKEN, WRITTEN_AT, quote};
+use crate::{
+    OnUnrepresentable, PostgresConfig,
+    conceal::Concealment,
+    settings::{Mask, TableSettings},
+    value::{Encoded, Unrepresentable, encode_visible, is_reversible, pg_type, sql_name},
+};
+
+/// A column of a target table that holds one of the source's.
+#[derive(Clone, Debug)]
+pub(crate) struct TargetColumn {
+    pub(crate) name: String,
+    /// Name in the source.
+    pub(crate) source: String,
+    /// Of the values that are left by a mask.
+    pub(crate) cql: CqlType,
+    pub(crate) pg: Type,
+    /// For the comment.
+    pub(crate) masked: Option<String>,
+    shown: Shown,
+    unrepresentable: OnUnrepresentable,
+}
+
+#[derive(Clone, Debug)]
+enum Shown {
+    Value,
+    Null,
+    Fixed(String),
+}
+
+impl TargetColumn {
+    fn key(settings: &TableSettings, name: &str, cql: &CqlType) -> Self {
+        Self {
+            name: settings.target_name(name).to_owned(),
+            source: name.to_owned(),
+            cql: cql.clone(),
+            pg: pg_type(cql),
+            masked: None,
+            shown: Shown::Value,
+            unrepresentable: OnUnrepresentable::Quarantine,
+        }
+    }
+
+    fn value(config: &PostgresConfig, settings: &TableSettings, name: &str, cql: &CqlType) -> Self {
+        let own = settings.columns.get(name).and_then(|column| column.unrepresentable);
+        let unrepresentable = own.or(settings.unrepresentable).unwrap_or(config.unrepresentable);
+        let column = Self { unrepresentable, ..Self::key(settings, name, cql) };
+        let Some(mask) = settings.mask(name) else { return column };
+        let concealment = Concealment::new(Some(mask), cql);
+        let cql = concealment.masked_type(cql);
+        let (shown, pg) = match mask {
+            Mask::Null => (Shown::Null, column.pg),
+            Mask::Fixed(text) => (Shown::Fixed(text.clone()), Type::TEXT),
+            Mask::Hash(_) => (Shown::Value, pg_type(&cql)),
+        };
+        Self { masked: Some(concealment.describe(mask)), cql, pg, shown, ..column }
+    }
+
+    /// Whether the cell can be rebuilt from the column, if it was encoded as exact.
+    fn is_reversible(&self) -> bool {
+        matches!(self.shown, Shown::Value) && is_reversible(&self.cql)
+    }
+
+    pub(crate) fn encode(&self, value: &VisibleColumn) -> Result<Encoded, Unrepresentable> {
+        match &self.shown {
+            Shown::Value => encode_visible(&self.cql, value, self.unrepresentable),
+            Shown::Null => Ok(Encoded { bytes: None, exact: false }),
+            Shown::Fixed(text) => Ok(Encoded { bytes: Some(text.as_bytes().into()), exact: false }),
+        }
+    }
+}
+
+/// One target table, and the statements on it.
+#[derive(Debug)]
+pub(crate) struct Relation {
+    pub(crate) kind: ColumnKind,
+    /// Quoted, with schema.
+    pub(crate) name: String,
+    pub(crate) key: Vec<TargetColumn>,
+    /// How many of the key columns are the partition's.
+    pub(crate) partition_columns: usize,
+    /// Sorted by id.
+    pub(crate) values: Vec<(ColumnId, TargetColumn)>,
+    /// Whether there is a column [`KEY`].
+    pub(crate) stores_key: bool,
+    pub(crate) sql: Sql,
+}
+
+#[derive(Debug)]
+pub(crate) struct Sql {
+    pub(crate) select_rows: String,
+    pub(crate) select_partitions: String,
+    pub(crate) select_expired: String,
+    pub(crate) insert: String,
+    pub(crate) update: String,
+    pub(crate) delete: String,
+}
+
+impl Relation {
+    pub(super) fn new(
+        config: &PostgresConfig,
+        settings: &TableSettings,
+        schema: &TableSchema,
+        kind: ColumnKind,
+        bare: &str,
+    ) -> Self {
+        let clustering: &[_] = if kind == ColumnKind::Static { &[] } else { &schema.clustering };
+        let key = schema.partition_key.iter().chain(clustering);
+        let key: Vec<TargetColumn> = key.map(|c| TargetColumn::key(settings, &c.name, &c.ty)).collect();
+        let values: Vec<(ColumnId, TargetColumn)> = schema
+            .live_columns(kind)
+            .filter(|(_, column)| !settings.excludes(&column.name))
+            .map(|(id, c)| (id, TargetColumn::value(config, settings, &c.name, &c.ty)))
+            .collect();
+        let stores_key = key.iter().any(|column| !is_reversible(&column.cql));
+        let name = format!("{}.{}", quote(&config.schema), quote(bare));
+        let sql = Sql::new(&name, &key, schema.partition_key.len(), &values, stores_key);
+        let partition_columns = schema.partition_key.len();
+        Self { kind, name, key, partition_columns, values, stores_key, sql }
+    }
+
+    pub(crate) fn columns(&self) -> impl Iterator<Item = &TargetColumn> {
+        self.key.iter().chain(self.values.iter().map(|(_, column)| column))
+    }
+
+    /// Values that [`crate::value::decode`] can rebuild a uniform row from, in the order the statements select them.
+    pub(crate) fn reversible(&self) -> impl Iterator<Item = (ColumnId, &TargetColumn)> {
+        reversible(&self.values)
+    }
+}
+
+fn reversible(values: &[(ColumnId, TargetColumn)]) -> impl Iterator<Item = (ColumnId, &TargetColumn)> {
+    values.iter().filter(|(_, column)| column.is_reversible()).map(|(id, column)| (*id, column))
+}
+
+impl Sql {
+    fn new(
+        name: &str,
+        key: &[TargetColumn],
+        partition_columns: usize,
+        values: &[(ColumnId, TargetColumn)],
+        stores_key: bool,
+    ) -> Self {
+        let partition = key.get(..partition_columns).unwrap_or(key);
+        // What every read gives: version, then state, then the values a uniform row is rebuilt from.
+        let mut stored = format!("t.ctid, t.xmin, t.{WRITTEN_AT}, t.{STATE}");
+        for (_, column) in reversible(values) {
+            push(&mut stored, format_args!(", t.{}", quote(&column.name)));
+        }
+        // And where the key is not known beforehand: the key.
+        let whole_key =
+            if stores_key { format!("t.{KEY}") } else { list(key.iter().map(|c| format!("t.{}", quote(&c.name)))) };
+        let known_key = if stores_key { format!(", t.{KEY}") } else { String::new() };
+        let equal = |columns: &[TargetColumn]| {
+            let terms: Vec<String> =
+                columns.iter().enumerate().map(|(i, c)| format!("t.{} = k.k{i}", quote(&c.name))).collect();
+            terms.join(" and ")
+        };
+        let keys = |columns: &[TargetColumn]| {
+            let arrays = list(columns.iter().enumerate().map(|(i, c)| format!("${}::{}[]", i + 1, sql_name(&c.pg))));
+            let names = list((0..columns.len()).map(|i| format!("k{i}")));
+            format!("unnest({arrays}) with ordinality as k({names}, i)")
+        };
+        // One lookup per key, whatever the planner thinks of the table's size (see `transact::read`).
+        let each = |columns: &[TargetColumn], selected: std::fmt::Arguments<'_>| {
+            let (keys, equal) = (keys(columns), equal(columns));
+            format!(
+                "t.* from {keys} cross join lateral (select {selected} from {name} as t where {equal} offset 0) as t"
+            )
+        };
+        let metas: Vec<(&str, Type)> =
+            [(WRITTEN_AT, Type::INT8), (STATE, Type::BYTEA), (EXPIRES_AT, Type::TIMESTAMPTZ)].into_iter().collect();
+        let written: Vec<(String, Type)> = values
+            .iter()
+            .map(|(_, c)| (quote(&c.name), c.pg.clone()))
+            .chain(metas.into_iter().map(|(name, ty)| (name.to_owned(), ty)))
+            .collect();
+        let fixed =
+            [(TOKEN.to_owned(), Type::INT8)].into_iter().chain(stores_key.then(|| (KEY.to_owned(), Type::BYTEA)));
+        let all: Vec<(String, Type)> =
+            key.iter().map(|c| (quote(&c.name), c.pg.clone())).chain(fixed).chain(written.iter().cloned()).collect();
+        let columns = list(all.iter().map(|(name, _)| name.clone()));
+        let arrays = list(all.iter().enumerate().map(|(i, (_, ty))| format!("${}::{}[]", i + 1, sql_name(ty))));
+        let set = list(written.iter().enumerate().map(|(i, (name, _))| format!("{name} = k.v{i}")));
+        let set_arrays = list(written.iter().enumerate().map(|(i, (_, ty))| format!("${}::{}[]", i + 3, sql_name(ty))));
+        let set_names = list((0..written.len()).map(|i| format!("v{i}")));
+        Self {
+            select_rows: format!("-- cdc: read rows\nselect k.i, {}", each(key, format_args!("{stored}{known_key}"))),
+            select_partitions: format!(
+                "-- cdc: read partitions\nselect k.i, {}",
+                each(partition, format_args!("{stored}, {whole_key}"))
+            ),
+            select_expired: format!(
+                "-- cdc: find expired rows\nselect {whole_key} from {name} as t where t.{EXPIRES_AT} <= \
+                 ($1::timestamptz[])[1] order by t.{EXPIRES_AT} limit $2"
+            ),
+            insert: format!("-- cdc: insert rows\ninsert into {name} ({columns}) select * from unnest({arrays})"),
+            update: format!(
+                "-- cdc: update rows\nwith written as (update {name} as t set {set} from unnest($1::tid[], $2::xid[], \
+                 {set_arrays}) as k(c, x, {set_names}) where t.ctid = k.c and t.xmin = k.x returning 1) \
+                 select _cdc.require((select count(*) from written), cardinality($1))"
+            ),
+            delete: format!(
+                "-- cdc: delete rows\nwith written as (delete from {name} as t using unnest($1::tid[], $2::xid[]) as \
+                 k(c, x) where t.ctid = k.c and t.xmin = k.x returning 1) \
+                 select _cdc.require((select count(*) from written), cardinality($1))"
+            ),
+        }
+    }
+}
+
+fn list(items: impl Iterator<Item = String>) -> String {
+    items.collect::<Vec<_>>().join(", ")
+}
+
+fn push(out: &mut String, value: impl std::fmt::Display) {
+    write!(out, "{value}").expect("a String takes all text");
+}
