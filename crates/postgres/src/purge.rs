@@ -3,7 +3,8 @@
 //! A deletion is kept so that an older write which comes late does not bring its row back. Once no such write can come
 //! any more it only takes room. Purging needs no lock: what is removed or rewritten is named by the version that was
 //! read, so a writer's newer version stays, and a writer whose version was purged finds out and starts over (see
-//! [`crate::transact`]).
+//! [`crate::transact`]). A state may hold cells of a column that this process has not heard of, so nothing is read of a
+//! table whose generation is another one; the next change of the table brings the layout up to date.
 
 use bytes::Bytes;
 use cdc_model::{LocalTime, StateError, ValueBytes, decode_row, decode_tombstones, encode_tombstones};
@@ -21,9 +22,13 @@ use crate::{
 const PAGE: u32 = 1_000;
 
 const READ_REMAINS: &str = "-- cdc: read old remains\nselect ctid, xmin, partition_key, state, clustering from _cdc.remains \
-    where table_id = $1 and (partition_key, clustering) > ($2, $3) order by table_id, partition_key, clustering limit $4";
+    where table_id = $1 and (partition_key, clustering) > ($2, $3) \
+    and exists (select from _cdc.tables where table_id = $1 and generation = $5) \
+    order by table_id, partition_key, clustering limit $4";
 const READ_TOMBSTONES: &str = "-- cdc: read old tombstones\nselect ctid, xmin, partition_key, state from _cdc.tombstones \
-    where table_id = $1 and partition_key > $2 order by table_id, partition_key limit $3";
+    where table_id = $1 and partition_key > $2 \
+    and exists (select from _cdc.tables where table_id = $1 and generation = $4) \
+    order by table_id, partition_key limit $3";
 const PURGE_REMAINS: &str = "-- cdc: purge remains\nwith purged as (delete from _cdc.remains as t \
     using unnest($1::tid[], $2::xid[]) as k(c, x) where t.ctid = k.c and t.xmin = k.x returning 1) \
     select count(*) from purged";
@@ -48,7 +53,8 @@ async fn remains(pool: &Pool, layout: &Layout, second: LocalTime) -> Result<u64,
             .with(layout.schema.id.0)
             .with(partition.to_vec())
             .with(clustering.to_vec())
-            .with(i64::from(PAGE));
+            .with(i64::from(PAGE))
+            .with(layout.generation);
         let rows = run(pool, page).await?;
         let mut old = versions();
         for row in &rows {
@@ -67,7 +73,11 @@ async fn tombstones(pool: &Pool, layout: &Layout, second: LocalTime) -> Result<u
     let mut purged = 0;
     let mut after = Bytes::new();
     loop {
-        let page = Call::new(READ_TOMBSTONES).with(layout.schema.id.0).with(after.to_vec()).with(i64::from(PAGE));
+        let page = Call::new(READ_TOMBSTONES)
+            .with(layout.schema.id.0)
+            .with(after.to_vec())
+            .with(i64::from(PAGE))
+            .with(layout.generation);
         let rows = run(pool, page).await?;
         let (mut old, mut shorter, mut states) = (versions(), versions(), Array::new(Type::BYTEA));
         for row in &rows {

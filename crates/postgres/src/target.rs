@@ -406,7 +406,7 @@ impl Inner {
                         [] => return Err(TargetError::Database { doing: "move positions", fault }.into()),
                         // Even the note of it was refused: nothing is left to try.
                         [unit] if unit.refused.is_some() => {
-                            return Err(TargetError::Database { doing: "quarantine a change", fault }.into());
+                            return Err(TargetError::Database { doing: "set a change aside", fault }.into());
                         }
                         [unit] => {
                             unit.refused = Some(fault.refusal());
