@@ -450,10 +450,21 @@ impl Inner {
     }
 
     /// Whether the target has what the units say, or newer data.
-    pub(crate) async fn contains(&self, units: &[Unit], now: LocalTime) -> Result<bool, TargetError> {
+    pub(crate) async fn contains(&self, mut units: Vec<Unit>, now: LocalTime) -> Result<bool, TargetError> {
         let context = Context { now, ..Context::new(Purpose::Refuse) };
-        let work = Work { units, context: &context, positions: false, floods: &self.floods, exclusive: false };
-        contains(&self.pool, &work).await
+        for _ in 0..ATTEMPTS {
+            let work =
+                Work { units: &units, context: &context, positions: false, floods: &self.floods, exclusive: false };
+            match contains(&self.pool, &work).await {
+                Ok(contains) => return Ok(contains),
+                Err(Failure::Stale) => drop(self.renew(&mut units).await?),
+                Err(Failure::Other(error)) => return Err(error),
+                Err(
+                    Failure::Again | Failure::Data(_) | Failure::Fenced(_) | Failure::Refused(_) | Failure::Schema(_),
+                ) => unreachable!("reading has no claim to lose, and writes and refuses nothing"),
+            }
+        }
+        Err(TargetError::Contended { attempts: ATTEMPTS })
     }
 
     /// Rows in which something has expired, as units that know nothing new.

@@ -262,7 +262,7 @@ async fn merge<'t, 'w>(
 }
 
 /// Whether merging the units would change nothing, as one transaction sees it; writes nothing.
-pub(crate) async fn contains(pool: &Pool, work: &Work<'_>) -> Result<bool, TargetError> {
+pub(crate) async fn contains(pool: &Pool, work: &Work<'_>) -> Result<bool, Failure> {
     let mut refusals = Vec::new();
     let mut tables = arrange(work, &mut refusals);
     let locks = locks(work, &tables);
@@ -273,9 +273,8 @@ pub(crate) async fn contains(pool: &Pool, work: &Work<'_>) -> Result<bool, Targe
             let deletes = |table: &TableWork<'_>| table.tombstones.values().any(|tombstones| tombstones.changed);
             Ok(applied.rows_written == 0 && refusals.is_empty() && !merged.iter().any(|(table, _)| deletes(table)))
         }
-        Err(Attempt::Fault(fault)) => Err(TargetError::Database { doing: "look for a change", fault }),
-        Err(Attempt::Failure(Failure::Other(error))) => Err(error),
-        Err(Attempt::Failure(_)) => unreachable!("there is no claim to lose, and nothing to write"),
+        Err(Attempt::Fault(fault)) => Err(Failure::Other(TargetError::Database { doing: "look for a change", fault })),
+        Err(Attempt::Failure(failure)) => Err(failure),
     };
     session.rollback().await;
     result

@@ -140,12 +140,12 @@ impl Target {
         let purpose = if rehearse { Purpose::Rehearse } else { Purpose::Refuse };
         let context = Context::new(purpose);
         let units = self.inner.fold(changes, conceal).await?;
-        if self.inner.contains(&units, context.now).await? {
+        if self.inner.contains(units.clone(), context.now).await? {
             return Ok(Replayed::Superseded);
         }
         match self.inner.write(units.clone(), &context, false).await {
             Ok(_) if rehearse => Ok(Replayed::Applied),
-            Ok(_) if self.inner.contains(&units, context.now).await? => Ok(Replayed::Applied),
+            Ok(_) if self.inner.contains(units, context.now).await? => Ok(Replayed::Applied),
             Ok(_) => Ok(Replayed::Refused(Undecodable {
                 error_type: ErrorType::Unknown,
                 code: "NOT_VERIFIED".to_owned(),
