@@ -157,10 +157,10 @@ fn read_all(folder: &Path, schemas: &[TableSchema], mut take: impl FnMut(&Change
         loop {
             let limit = ReadLimit { fence: Fence::Live, finished, max_bytes: READ_BYTES };
             let mut failure = None;
-            let report = reader.read(limit, &mut |position, payload: Bytes| {
+            let report = reader.read(limit, &mut |position, payload| {
                 let at = Provenance { node: NodeId(uuid::Uuid::nil()), position };
                 let captured = |table: &TableSchema| table.keyspace == "bench";
-                if let Err(error) = decoder.decode(format, &payload, at, &schemas, &captured, &mut changes) {
+                if let Err(error) = decoder.decode(format, payload, at, &schemas, &captured, &mut changes) {
                     failure = Some(error);
                 }
                 changes.drain(..).for_each(|change| take(&change));

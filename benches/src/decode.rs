@@ -14,10 +14,9 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use bytes::Bytes;
 use cdc_cassandra::Cassandra as Client;
 use cdc_commitlog::{
-    Decoder, Fence, Format, ReadLimit, ReadOutcome, SchemaFile, SchemaHistory, SegmentFile, SegmentReader,
+    Decoder, Fence, Format, Payload, ReadLimit, ReadOutcome, SchemaFile, SchemaHistory, SegmentFile, SegmentReader,
     list_segments, read_index,
 };
 use cdc_model::{Change, ChangeBody, NodeId, Provenance, TableSchema};
@@ -338,7 +337,7 @@ impl<'a> Log<'a> {
         Ok(Self { segments: list_segments(folder)?, schemas, shape })
     }
 
-    fn read(&self, mut take: impl FnMut(Format, Provenance, &Bytes) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    fn read(&self, mut take: impl FnMut(Format, Provenance, Payload<'_>) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let node = NodeId(uuid::Uuid::nil());
         for segment in &self.segments {
             let opened = SegmentReader::open(segment, 0, SegmentReader::ENTRY_BYTES_MAX)?;
@@ -348,7 +347,7 @@ impl<'a> Log<'a> {
                 let limit = ReadLimit { fence: Fence::Live, finished: true, max_bytes: READ_BYTES };
                 let mut taken = Ok(());
                 let report = reader.read(limit, &mut |position, payload| {
-                    if let Err(error) = take(format, Provenance { node, position }, &payload) {
+                    if let Err(error) = take(format, Provenance { node, position }, payload) {
                         taken = Err(error);
                     }
                 })?;

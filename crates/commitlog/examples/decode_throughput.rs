@@ -3,8 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use bytes::Bytes;
-use cdc_commitlog::{Decoder, Fence, Format, ReadLimit, ReadOutcome, Schemas, SegmentFile, SegmentReader};
+use cdc_commitlog::{Decoder, Fence, Format, Payload, ReadLimit, ReadOutcome, Schemas, SegmentFile, SegmentReader};
 use cdc_model::{Column, ColumnKind, CqlType, KeyColumn, NodeId, Provenance, SegmentPosition, TableId, TableSchema};
 use rustix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
@@ -103,7 +102,7 @@ fn main() -> anyhow::Result<()> {
     let at = Provenance { node: NodeId(Uuid::nil()), position: SegmentPosition::START };
     let limit = ReadLimit { fence: Fence::Live, finished: true, max_bytes: 1 << 20 };
 
-    let run = |name: &str, decode: &mut dyn FnMut(&Bytes) -> anyhow::Result<usize>| -> anyhow::Result<()> {
+    let run = |name: &str, decode: &mut dyn FnMut(Payload<'_>) -> anyhow::Result<usize>| -> anyhow::Result<()> {
         let (mut bytes, mut rows, mut seconds) = (0, 0, f64::MAX);
         for _ in 0..ROUNDS {
             let start = processor_time();
@@ -111,7 +110,7 @@ fn main() -> anyhow::Result<()> {
             let mut reader = SegmentReader::open(&file, 0, 1 << 20)?.context("a header")?;
             loop {
                 let mut decoded = Ok(());
-                let report = reader.read(limit, &mut |_, payload| match decode(&payload) {
+                let report = reader.read(limit, &mut |_, payload| match decode(payload) {
                     Ok(count) => rows += count,
                     Err(error) => decoded = Err(error),
                 })?;

@@ -11,8 +11,9 @@ pub(crate) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    pub(crate) fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0 }
+    /// All before `at` counts as read.
+    pub(crate) fn within(bytes: &'a [u8], at: usize) -> Self {
+        Self { bytes, at: at.min(bytes.len()) }
     }
 
     pub(crate) fn at(&self) -> usize {
@@ -22,6 +23,15 @@ impl<'a> Cursor<'a> {
     pub(crate) fn rest(&self) -> &'a [u8] {
         // Never behind the end: `at` only moves through `take`.
         self.bytes.get(self.at..).unwrap_or_default()
+    }
+
+    pub(crate) fn end(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Never back, and never behind the end.
+    pub(crate) fn go_on_at(&mut self, at: usize) {
+        self.at = at.clamp(self.at, self.bytes.len());
     }
 
     /// The range of the next `length` bytes.
@@ -107,20 +117,20 @@ mod tests {
             (&[0xff; 9], u64::MAX),
         ];
         for (bytes, value) in cases {
-            assert_eq!(Cursor::new(bytes).uvint(), Ok(value), "{bytes:02x?}");
+            assert_eq!(Cursor::within(bytes, 0).uvint(), Ok(value), "{bytes:02x?}");
             let padded = [bytes, &[0xaa; 8]].concat();
-            let mut cursor = Cursor::new(&padded);
+            let mut cursor = Cursor::within(&padded, 0);
             assert_eq!((cursor.uvint(), cursor.at()), (Ok(value), bytes.len()), "{bytes:02x?}");
             for end in 0..bytes.len() {
-                assert!(Cursor::new(&bytes[..end]).uvint().is_err());
+                assert!(Cursor::within(&bytes[..end], 0).uvint().is_err());
             }
         }
     }
 
     #[test]
     fn a_length_never_exceeds_what_is_left() {
-        assert!(Cursor::new(&[3, 1, 2]).sized().is_err());
-        assert_eq!(Cursor::new(&[2, 1, 2]).sized(), Ok(1..3));
-        assert!(Cursor::new(&[0xff; 9]).sized().is_err());
+        assert!(Cursor::within(&[3, 1, 2], 0).sized().is_err());
+        assert_eq!(Cursor::within(&[2, 1, 2], 0).sized(), Ok(1..3));
+        assert!(Cursor::within(&[0xff; 9], 0).sized().is_err());
     }
 }

@@ -4,19 +4,21 @@
 //! their columns' types: to get behind one, all of it must be decoded with its table's schema. Deltas against the
 //! header's bases wrap, since the bases are hints and not minima.
 
+mod row;
+
 use std::{collections::HashMap, hash::BuildHasher, ops::Range, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use cdc_model::{
-    Bound, Cell, CellValue, Change, ChangeBody, Clustering, ColumnId, ColumnState, ComplexState, DeletionTime,
-    Liveness, LocalTime, Provenance, RangeTombstone, RowState, TableId, TableSchema, ValueBytes, WriteTime,
+    Bound, Change, ChangeBody, Clustering, DeletionTime, LocalTime, Provenance, RangeTombstone, RowState, TableId,
+    TableSchema, ValueBytes, WriteTime,
 };
 use uuid::Uuid;
 
 use crate::{
-    Format,
+    Format, Payload,
     cursor::{Cursor, Fault},
-    layout::{Columns, ColumnsError, HeaderColumn, Kind, Layout},
+    layout::{Columns, ColumnsError, Layout},
 };
 
 /// Where the decoder finds schemas: of all tables of the node, dropped columns included.
@@ -74,15 +76,6 @@ mod row_flag {
     pub(super) const EXTENDED_STATIC: u8 = 0x01;
 }
 
-mod cell_flag {
-    pub(super) const DELETED: u8 = 0x01;
-    pub(super) const EXPIRING: u8 = 0x02;
-    pub(super) const EMPTY_VALUE: u8 = 0x04;
-    pub(super) const ROW_TIMESTAMP: u8 = 0x08;
-    pub(super) const ROW_TTL: u8 = 0x10;
-    pub(super) const KNOWN: u8 = 0x1f;
-}
-
 impl Decoder {
     pub fn new() -> Self {
         Self::default()
@@ -92,24 +85,27 @@ impl Decoder {
     ///
     /// An update of an uncaptured table is skipped; so is one of an unknown table where the format allows it, and the
     /// table's id is returned: it may be one created since the schema was read.
-    pub fn decode(
+    pub fn decode<'p>(
         &mut self,
         format: Format,
-        payload: &Bytes,
+        payload: impl Into<Payload<'p>>,
         at: Provenance,
         schemas: &impl Schemas,
         captured: &impl Fn(&TableSchema) -> bool,
         out: &mut Vec<Change>,
     ) -> Result<Option<TableId>, DecodeError> {
         let before = out.len();
-        let mut cursor = Cursor::new(payload);
+        let payload = payload.into();
+        let mut cursor = payload.cursor();
         let mut current = None;
-        let decoded = self.mutation(format, payload, &mut cursor, at, schemas, captured, out, &mut current);
+        let decoded = self.mutation(format, payload.whole, &mut cursor, at, schemas, captured, out, &mut current);
         decoded.map_err(|stop| {
             out.truncate(before);
             let name = current.and_then(|id| schemas.table(id)).map(|table| table.full_name());
             match stop {
-                Stop::Malformed(what) => DecodeError::Malformed { table: name, offset: cursor.at(), what },
+                Stop::Malformed(what) => {
+                    DecodeError::Malformed { table: name, offset: cursor.at() - payload.start, what }
+                }
                 Stop::UnknownColumn(column) => DecodeError::UnknownColumn { table: name.unwrap_or_default(), column },
                 Stop::UnknownTable(id) => DecodeError::UnknownTable(id),
             }
@@ -120,7 +116,7 @@ impl Decoder {
     fn mutation<'a>(
         &mut self,
         format: Format,
-        payload: &'a Bytes,
+        whole: &'a Bytes,
         cursor: &mut Cursor<'a>,
         at: Provenance,
         schemas: &impl Schemas,
@@ -145,9 +141,9 @@ impl Decoder {
             }
             let layout = &mut self.layouts[self.last];
             if is_captured {
-                Update::<true>::decode(format, payload, cursor, at, layout, &mut self.missing, out)?;
+                Update::<true>::decode(format, whole, cursor, at, layout, &mut self.missing, out)?;
             } else {
-                Update::<false>::decode(format, payload, cursor, at, layout, &mut self.missing, out)?;
+                Update::<false>::decode(format, whole, cursor, at, layout, &mut self.missing, out)?;
             }
         }
         if updates == 0 {
@@ -194,7 +190,8 @@ impl From<ColumnsError> for Stop {
 /// A partition update being decoded; one that is not to be kept is only walked through, without an allocation.
 struct Update<'a, 'b, const KEEP: bool> {
     format: Format,
-    payload: &'a Bytes,
+    /// The ranges that the cursor answers are of it.
+    whole: &'a Bytes,
     cursor: &'b mut Cursor<'a>,
     base: Base,
     clustering: &'b [Option<usize>],
@@ -209,12 +206,6 @@ struct Base {
     ttl: u32,
 }
 
-/// The place of a cell that is about to be read.
-const VACANT: Cell =
-    Cell { time: WriteTime::NONE, ttl: 0, local: LocalTime::NONE, value: CellValue::Live(ValueBytes::EMPTY) };
-const VACANT_COLUMN: (ColumnId, ColumnState) = (ColumnId(0), ColumnState::Simple(VACANT));
-const VACANT_ELEMENT: (ValueBytes, Cell) = (ValueBytes::EMPTY, VACANT);
-
 /// 2015-09-22T00:00:00Z.
 const EPOCH_SECONDS: u32 = 1_442_880_000;
 const EPOCH_MICROS: i64 = 1_442_880_000_000_000;
@@ -222,7 +213,7 @@ const EPOCH_MICROS: i64 = 1_442_880_000_000_000;
 impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
     fn decode(
         format: Format,
-        payload: &'a Bytes,
+        whole: &'a Bytes,
         cursor: &mut Cursor<'a>,
         at: Provenance,
         layout: &mut Layout,
@@ -252,11 +243,11 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
         let table = &layout.table;
         let mut emit = |body| {
             if KEEP {
-                let partition_key = payload.slice(partition_key.clone());
+                let partition_key = whole.slice(partition_key.clone());
                 out.push(Change { table: Arc::clone(table), partition_key, body, provenance: at });
             }
         };
-        let mut update = Update::<KEEP> { format, payload, cursor, base, clustering: &layout.clustering, missing };
+        let mut update = Update::<KEEP> { format, whole, cursor, base, clustering: &layout.clustering, missing };
 
         if flags & update_flag::DELETION != 0
             && let Some(deletion) = update.deletion()?
@@ -347,11 +338,11 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
             return Err("a range marker has more values than the table has clustering columns");
         }
         let mut prefix = Vec::with_capacity(if KEEP { size } else { 0 });
-        let payload = self.payload;
+        let whole = self.whole;
         self.clustering_values(size, |value| {
             let value = value.ok_or("a range marker has a null value")?;
             if KEEP {
-                prefix.push(ValueBytes::of(payload, value));
+                prefix.push(ValueBytes::of(whole, value));
             }
             Ok(())
         })?;
@@ -362,7 +353,7 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
         if self.clustering.is_empty() {
             return Ok(Clustering::default());
         }
-        let bytes: &[u8] = self.payload;
+        let bytes: &[u8] = self.whole;
         let mut values: smallvec::SmallVec<[Option<&[u8]>; 4]> = smallvec::SmallVec::new();
         self.clustering_values(self.clustering.len(), |value| {
             match value.map(|range| bytes.get(range).unwrap_or_default()) {
@@ -391,181 +382,6 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
                 0b01 => value(Some(self.cursor.take(0)?))?,
                 _ => value(None)?,
             }
-        }
-        Ok(())
-    }
-
-    /// What follows a row's flags and clustering.
-    fn row(&mut self, flags: u8, columns: &Columns) -> Result<RowState, Fault> {
-        let mut liveness = None;
-        if flags & row_flag::TIMESTAMP != 0 {
-            let time = self.time()?;
-            let (ttl, expires) =
-                if flags & row_flag::TTL != 0 { (self.ttl()?, self.local()?) } else { (0, LocalTime::NONE) };
-            liveness = Some(Liveness { time, ttl, expires });
-        } else if flags & row_flag::TTL != 0 {
-            return Err("a row has a TTL and no write time");
-        }
-        // A shadowable deletion (of a view's row) counts as an ordinary one.
-        let deletion = if flags & row_flag::DELETION != 0 { self.deletion()? } else { None };
-        let has_all = flags & row_flag::ALL_COLUMNS != 0 || self.read_missing(columns.list.len())?;
-        let mut row = RowState { liveness, deletion, columns: Vec::new() };
-        let has_complex_deletion = flags & row_flag::COMPLEX_DELETION != 0;
-        for (index, column) in columns.list.iter().enumerate() {
-            if !has_all && self.missing[index / 64] >> (index % 64) & 1 == 1 {
-                continue;
-            }
-            if KEEP && row.columns.is_empty() {
-                row.columns.reserve_exact(columns.list.len() - index);
-            }
-            match column.kind {
-                Kind::Complex => {
-                    let state = self.complex(column, has_complex_deletion, liveness.as_ref())?;
-                    row.columns.extend(state.map(|state| (column.id, ColumnState::Complex(state))));
-                }
-                Kind::Simple(_) | Kind::Counter => {
-                    let mut aside = VACANT;
-                    let cell = if KEEP {
-                        row.columns.push(VACANT_COLUMN);
-                        match row.columns.last_mut() {
-                            Some((id, ColumnState::Simple(cell))) => {
-                                *id = column.id;
-                                cell
-                            }
-                            _ => unreachable!("just pushed"),
-                        }
-                    } else {
-                        &mut aside
-                    };
-                    self.cell(column.kind, liveness.as_ref(), cell, |_| Ok(()))?;
-                    if KEEP && column.is_dropped(cell.time) {
-                        row.columns.pop();
-                    }
-                }
-            }
-        }
-        if !columns.sorted {
-            row.columns.sort_unstable_by_key(|(id, _)| *id);
-        }
-        Ok(row)
-    }
-
-    /// Fills `missing` for a header of `count` columns; true if none is.
-    fn read_missing(&mut self, count: usize) -> Result<bool, Fault> {
-        const TOO_MANY: Fault = "a row names more columns than its header";
-        let encoded = self.cursor.uvint()?;
-        if encoded == 0 {
-            return Ok(true);
-        }
-        self.missing.clear();
-        if count < 64 {
-            if encoded >> count != 0 {
-                return Err(TOO_MANY);
-            }
-            self.missing.push(encoded);
-            return Ok(false);
-        }
-        let absent = usize::try_from(encoded).ok().filter(|absent| *absent <= count).ok_or(TOO_MANY)?;
-        let present = count - absent;
-        let lists_present = present < count / 2;
-        self.missing.resize(count.div_ceil(64), if lists_present { u64::MAX } else { 0 });
-        for _ in 0..if lists_present { present } else { absent } {
-            let index = usize::try_from(self.cursor.uvint()?).ok().filter(|index| *index < count).ok_or(TOO_MANY)?;
-            self.missing[index / 64] ^= 1 << (index % 64);
-        }
-        Ok(false)
-    }
-
-    fn complex(
-        &mut self,
-        column: &HeaderColumn,
-        has_deletion: bool,
-        liveness: Option<&Liveness>,
-    ) -> Result<Option<ComplexState>, Fault> {
-        let deletion = if has_deletion { self.deletion()? } else { None };
-        let deletion = deletion.filter(|deletion| !column.is_dropped(deletion.time));
-        let count = self.cursor.length()?;
-        // A cell is at least flags and the length of its path.
-        let capacity = if KEEP { count.min(self.cursor.rest().len() / 2).min(4096) } else { 0 };
-        let mut cells = Vec::with_capacity(capacity);
-        for _ in 0..count {
-            let mut aside = (ValueBytes::EMPTY, VACANT);
-            let (path, cell) = if KEEP {
-                cells.push(VACANT_ELEMENT);
-                cells.last_mut().expect("just pushed")
-            } else {
-                &mut aside
-            };
-            self.cell(column.kind, liveness, cell, |update| {
-                let range = update.cursor.sized()?;
-                if KEEP {
-                    path.set(update.payload, range);
-                }
-                Ok(())
-            })?;
-            if KEEP && column.is_dropped(cell.time) {
-                cells.pop();
-            }
-        }
-        // They come in the order of the path's type.
-        if !cells.is_sorted_by(|a, b| a.0 < b.0) {
-            cells.sort_by(|a, b| a.0.cmp(&b.0));
-            cells.dedup_by(|later, earlier| {
-                let same = later.0 == earlier.0;
-                if same {
-                    earlier.1 = earlier.1.clone().merge(later.1.clone());
-                }
-                same
-            });
-        }
-        Ok((deletion.is_some() || !cells.is_empty()).then_some(ComplexState { deletion, cells }))
-    }
-
-    /// Reads a cell to where it stays, which is [`VACANT`]; its path stands before the value. A cell is never moved right
-    /// after it was made: to load as words what was just stored in smaller parts makes the processor wait.
-    #[inline(always)]
-    fn cell(
-        &mut self,
-        kind: Kind,
-        liveness: Option<&Liveness>,
-        into: &mut Cell,
-        path: impl FnOnce(&mut Self) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
-        let flags = self.cursor.u8()?;
-        if flags & !cell_flag::KNOWN != 0 {
-            return Err("a cell has unknown flags");
-        }
-        let row = || liveness.ok_or("a cell refers to the row's times, which has none");
-        let time = if flags & cell_flag::ROW_TIMESTAMP != 0 { row()?.time } else { self.time()? };
-        let is_deleted = flags & cell_flag::DELETED != 0;
-        let is_expiring = flags & cell_flag::EXPIRING != 0;
-        let (local, ttl) = if flags & cell_flag::ROW_TTL != 0 {
-            row().map(|row| (row.expires, row.ttl))?
-        } else if is_deleted || is_expiring {
-            (self.local()?, if is_expiring { self.ttl()? } else { 0 })
-        } else {
-            (LocalTime::NONE, 0)
-        };
-        path(self)?;
-        let range = match kind {
-            _ if flags & cell_flag::EMPTY_VALUE != 0 => self.cursor.take(0)?,
-            Kind::Simple(fixed) => self.value(fixed)?,
-            Kind::Counter | Kind::Complex => self.value(None)?,
-        };
-        if kind == Kind::Counter && !is_deleted && (local != LocalTime::NONE || ttl != 0) {
-            return Err("a counter expires");
-        }
-        into.time = time;
-        into.ttl = if is_deleted { 0 } else { ttl };
-        into.local = local;
-        match &mut into.value {
-            value if is_deleted => *value = CellValue::Tombstone,
-            CellValue::Live(value) if kind != Kind::Counter => {
-                if KEEP {
-                    value.set(self.payload, range);
-                }
-            }
-            value => *value = CellValue::Counter(ValueBytes::of(self.payload, range)),
         }
         Ok(())
     }

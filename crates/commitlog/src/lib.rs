@@ -15,6 +15,7 @@ mod header;
 mod input;
 mod keystore;
 mod layout;
+mod payload;
 mod reader;
 mod schema;
 mod section;
@@ -23,6 +24,7 @@ mod segment;
 pub use decode::{DecodeError, Decoder, Schemas};
 pub use header::Format;
 pub use keystore::{Keystore, KeystoreError};
+pub use payload::Payload;
 pub use reader::{
     Damage, DamageKind, Fence, ReadError, ReadLimit, ReadOptions, ReadOutcome, ReadReport, SegmentReader,
 };

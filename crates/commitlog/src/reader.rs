@@ -14,14 +14,13 @@
 //! The file changes under the reader, so bytes that failed a check are never judged twice: they are read again, and
 //! only bytes read after the section's marker was seen valid can be called damaged.
 
-use std::{io, path::PathBuf};
+use std::{io, ops::Range, path::PathBuf};
 
-use bytes::Bytes;
 use cdc_model::SegmentPosition;
 use crc32fast::Hasher;
 
 use crate::{
-    Format, Keystore, SegmentFile,
+    Format, Keystore, Payload, SegmentFile,
     header::{self, HEADER_MAX, HeaderError},
     input::{Input, MARKER, Marker, words},
     section::Sections,
@@ -174,17 +173,12 @@ pub struct SegmentReader {
 
 /// What stands at an offset, by its CRCs.
 enum Entry {
-    Whole {
-        payload: Bytes,
-    },
+    /// The payload stands there in the chunk.
+    Whole { payload: Range<usize> },
     /// The size can be trusted, the payload cannot (yet).
-    Broken {
-        size: u64,
-    },
+    Broken { size: u64 },
     /// The size can be trusted and is over the limit.
-    TooLarge {
-        size: u64,
-    },
+    TooLarge { size: u64 },
     /// Eight zeros, or the end of the file.
     Nothing,
     /// Neither size nor payload can be trusted.
@@ -313,7 +307,7 @@ impl SegmentReader {
     pub fn read(
         &mut self,
         limit: ReadLimit,
-        entry: &mut dyn FnMut(SegmentPosition, Bytes),
+        entry: &mut dyn FnMut(SegmentPosition, Payload<'_>),
     ) -> Result<ReadReport, ReadError> {
         let mut report = ReadReport { outcome: ReadOutcome::More, entries: 0, bytes: 0, damage: Vec::new() };
         let before = self.offset;
@@ -327,7 +321,7 @@ impl SegmentReader {
     fn read_on(
         &mut self,
         limit: ReadLimit,
-        entry: &mut dyn FnMut(SegmentPosition, Bytes),
+        entry: &mut dyn FnMut(SegmentPosition, Payload<'_>),
         report: &mut ReadReport,
     ) -> Result<ReadOutcome, ReadError> {
         let idle = if limit.finished { ReadOutcome::End } else { ReadOutcome::Waiting };
@@ -364,7 +358,7 @@ impl SegmentReader {
                     self.offset += payload.len() as u64 + OVERHEAD;
                     report.entries += 1;
                     report.bytes += payload.len() as u64;
-                    entry(self.position(self.offset), payload);
+                    entry(self.position(self.offset), Payload::new(&self.input.chunk, payload));
                 }
                 Entry::TooLarge { size } => {
                     let (path, at) = (self.input.path.clone(), self.position(self.offset));
@@ -513,6 +507,6 @@ impl SegmentReader {
         if crc.finalize().to_be_bytes() != self.input.chunk[range.end - 4..range.end] {
             return Ok(Entry::Broken { size });
         }
-        Ok(Entry::Whole { payload: self.input.chunk.slice(payload) })
+        Ok(Entry::Whole { payload })
     }
 }

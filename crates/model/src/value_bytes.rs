@@ -32,11 +32,17 @@ impl ValueBytes {
     ///
     /// # Panics
     /// If the range is not within `whole`.
-    #[inline]
+    #[inline(always)]
     pub fn of(whole: &Bytes, range: Range<usize>) -> Self {
-        let mut value = Self::EMPTY;
-        value.set(whole, range);
-        value
+        match (whole[range.start..].first_chunk(), u8::try_from(range.len())) {
+            // A copy of a length known here is a few moves; what it takes too much is never looked at.
+            (Some(chunk), Ok(length)) if range.len() <= Self::HELD => Self(Form::Held { length, bytes: *chunk }),
+            _ => Self::cut(whole, range),
+        }
+    }
+
+    fn cut(whole: &Bytes, range: Range<usize>) -> Self {
+        Self::held(&whole[range.clone()]).unwrap_or_else(|| Self(Form::Shared(whole.slice(range))))
     }
 
     /// As [`Self::of`], without moving the value.
@@ -136,12 +142,14 @@ impl Hash for ValueBytes {
 }
 
 impl PartialOrd for ValueBytes {
+    #[inline]
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
 impl Ord for ValueBytes {
+    #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
         (**self).cmp(other)
     }

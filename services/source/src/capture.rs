@@ -297,7 +297,7 @@ impl OpenSegment {
         }
         let Some(reader) = &mut self.reader else { return Ok(None) };
         let format = reader.format();
-        reader.read(limit, &mut |end, payload| intake.entry(format, end, &payload)).map(Some)
+        reader.read(limit, &mut |end, payload| intake.entry(format, end, payload)).map(Some)
     }
 
     fn failed(&mut self, error: ReadError) -> Result<Step, SourceError> {

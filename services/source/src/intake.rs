@@ -7,9 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use cdc_cassandra::checks::Wanted;
-use cdc_commitlog::{DecodeError, Decoder, Format};
+use cdc_commitlog::{DecodeError, Decoder, Format, Payload};
 use cdc_model::{Change, NodeId, Provenance, SegmentId, SegmentPosition, TableId, TableSchema};
 use tokio::sync::mpsc;
 
@@ -136,7 +135,7 @@ impl Intake {
     }
 
     /// Takes one entry. After a failure does nothing.
-    pub(crate) fn entry(&mut self, format: Format, end: SegmentPosition, payload: &Bytes) {
+    pub(crate) fn entry(&mut self, format: Format, end: SegmentPosition, payload: Payload<'_>) {
         if self.failed.is_some() {
             return;
         }
@@ -168,7 +167,7 @@ impl Intake {
         &mut self,
         format: Format,
         end: SegmentPosition,
-        payload: &Bytes,
+        payload: Payload<'_>,
     ) -> Result<(), Result<Halted, SourceError>> {
         let at = Provenance { node: self.node, position: end };
         let before = self.changes.len();
@@ -224,7 +223,7 @@ impl Intake {
                 Err(error) => {
                     tracing::error!(position = %end, %error, "entry cannot be decoded and goes to quarantine");
                     self.metrics.quarantined.fetch_add(1, Relaxed);
-                    self.quarantine.keep_entry(end, payload, &error.to_string()).map_err(|error| Err(error.into()))
+                    self.quarantine.keep_entry(end, &payload, &error.to_string()).map_err(|error| Err(error.into()))
                 }
             };
         }
@@ -232,10 +231,10 @@ impl Intake {
 
     /// Takes the changes of system tables, which are for this process, out of those since `before`: a mutation is of
     /// one keyspace.
-    fn follow(&mut self, format: Format, end: SegmentPosition, payload: &Bytes, before: usize) {
+    fn follow(&mut self, format: Format, end: SegmentPosition, payload: Payload<'_>, before: usize) {
         if self.changes.get(before).is_some_and(|change| self.schemas.history.follows(change.table.id)) {
             let changes = self.changes.split_off(before);
-            self.schemas.follow(format, end, payload, &changes, &self.captured, &self.metrics);
+            self.schemas.follow(format, end, &payload, &changes, &self.captured, &self.metrics);
         }
     }
 

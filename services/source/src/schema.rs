@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use cdc_cassandra::Cassandra;
 use cdc_commitlog::{Followed, Format, SchemaFile, SchemaHistory};
 use cdc_model::{Change, SegmentPosition, TableSchema};
@@ -77,7 +76,7 @@ impl Schemas {
         &mut self,
         format: Format,
         at: SegmentPosition,
-        payload: &Bytes,
+        payload: &[u8],
         changes: &[Change],
         captured: &Captured,
         metrics: &SourceMetrics,

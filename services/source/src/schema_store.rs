@@ -103,7 +103,7 @@ impl SchemaStore {
     }
 
     /// A mutation that `history` has taken in.
-    pub(crate) fn followed(&mut self, format: Format, at: SegmentPosition, payload: &Bytes, history: &SchemaHistory) {
+    pub(crate) fn followed(&mut self, format: Format, at: SegmentPosition, payload: &[u8], history: &SchemaHistory) {
         let format = match format {
             Format::V7 => 7,
             Format::V8 => 8,

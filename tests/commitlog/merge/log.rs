@@ -43,7 +43,7 @@ fn read(
                 let at = Provenance { node: NodeId(Uuid::nil()), position };
                 changes.clear();
                 let captured = |table: &TableSchema| table.keyspace.starts_with(prefix) || history.follows(table.id);
-                if let Err(error) = decoder.decode(format, &payload, at, &history, &captured, &mut changes) {
+                if let Err(error) = decoder.decode(format, payload, at, &history, &captured, &mut changes) {
                     failed.get_or_insert((position, error));
                 }
                 history.apply(&changes);

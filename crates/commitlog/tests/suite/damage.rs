@@ -108,7 +108,8 @@ fn no_flipped_bit_makes_a_false_entry_or_a_silent_loss() {
             };
             for (fence, finished) in [(Fence::Marker, true), (Fence::Live, true)] {
                 let mut seen = Vec::new();
-                let result = reader.read(limit(fence, finished), &mut |at, bytes| seen.push((at.offset, bytes)));
+                let result =
+                    reader.read(limit(fence, finished), &mut |at, bytes| seen.push((at.offset, bytes.to_bytes())));
                 // Live after Marker only reads what no marker covers.
                 let found = numbers(&seen);
                 assert!(found.is_sorted() && found.iter().collect::<HashSet<_>>().len() == found.len());

@@ -132,7 +132,7 @@ fn read(image: &Image, resume: u64, limit: ReadLimit) -> Option<Seen> {
     };
     let mut seen = Seen { entries: vec![], damage: vec![], end: Ok(ReadOutcome::More) };
     for _ in 0..100_000 {
-        match reader.read(limit, &mut |at, payload| seen.entries.push((at.offset, payload))) {
+        match reader.read(limit, &mut |at, payload| seen.entries.push((at.offset, payload.to_bytes()))) {
             Ok(report) => {
                 seen.damage.extend(report.damage);
                 if report.outcome != ReadOutcome::More {

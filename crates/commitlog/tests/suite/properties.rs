@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
 use cdc_commitlog::{Decoder, Fence, ReadLimit, ReadOutcome, SegmentFile, SegmentReader};
 use cdc_model::{Change, ChangeBody, TableId};
 use proptest::{prelude::*, test_runner::TestRunner};
@@ -22,13 +23,13 @@ fn tell(golden: &Golden, file: &SegmentFile, fence: Fence) -> Told {
     let mut entries = Vec::new();
     let Ok(Some(mut reader)) = SegmentReader::open(file, 0, 1 << 20) else { return Told::new() };
     let limit = ReadLimit { fence, finished: true, max_bytes: usize::MAX };
-    while let Ok(report) = reader.read(limit, &mut |at, payload| entries.push((at.offset, payload))) {
+    while let Ok(report) = reader.read(limit, &mut |at, payload| entries.push((at.offset, payload.to_bytes()))) {
         if report.outcome != ReadOutcome::More {
             break;
         }
     }
     let mut decoder = Decoder::new();
-    let mut said = |payload| {
+    let mut said = |payload: &Bytes| {
         let mut out: Vec<Change> = Vec::new();
         decoder.decode(golden.format, payload, provenance(), &golden.tables, &|_| true, &mut out).unwrap();
         out.into_iter().map(|change| (change.table.id, change.partition_key, change.body)).collect()

@@ -119,7 +119,7 @@ pub(crate) fn limit(fence: Fence, finished: bool) -> ReadLimit {
 pub(crate) fn read(reader: &mut SegmentReader, fence: Fence, finished: bool) -> (Vec<(u64, Bytes)>, ReadReport) {
     let mut entries = Vec::new();
     let report = reader
-        .read(limit(fence, finished), &mut |position, payload| entries.push((position.offset, payload)))
+        .read(limit(fence, finished), &mut |position, payload| entries.push((position.offset, payload.to_bytes())))
         .expect("readable");
     (entries, report)
 }

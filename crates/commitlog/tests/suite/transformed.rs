@@ -285,8 +285,8 @@ fn zeros_to_the_end_cost_the_sections_they_touch() {
             let segment = Segment::of(bytes);
             let complete = written.sections.iter().take_while(|section| section.end <= from).count();
             let mut seen = Vec::new();
-            let result =
-                open(&segment, 0).read(limit(Fence::Marker, true), &mut |at, bytes| seen.push((at.offset, bytes)));
+            let result = open(&segment, 0)
+                .read(limit(Fence::Marker, true), &mut |at, bytes| seen.push((at.offset, bytes.to_bytes())));
             let found = written.numbers(&seen);
             assert_eq!(found[..written.firsts[complete]], (0..written.firsts[complete]).collect::<Vec<_>>()[..]);
             let lost = found.len() < 6;
@@ -309,8 +309,8 @@ fn no_flipped_bit_makes_a_false_entry_or_a_silent_loss() {
                 segment.bytes[at] ^= 1 << bit;
                 let context = format!("{codec:?}, byte {at} bit {bit} of section {hit}");
                 let mut seen = Vec::new();
-                let result =
-                    open(&segment, 0).read(limit(Fence::Marker, true), &mut |at, bytes| seen.push((at.offset, bytes)));
+                let result = open(&segment, 0)
+                    .read(limit(Fence::Marker, true), &mut |at, bytes| seen.push((at.offset, bytes.to_bytes())));
                 // Every offset is right, whatever was lost before it.
                 let found = written.numbers(&seen);
                 assert!(found.is_sorted_by(|a, b| a < b), "{context}");

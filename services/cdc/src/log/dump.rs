@@ -156,7 +156,7 @@ impl Dump {
     fn step(&mut self, open: &mut Open, fence: Fence, finished: bool) -> anyhow::Result<(ReadOutcome, u64)> {
         let (reading, printer) = (&mut self.reading, &mut self.printer);
         let report = open.step(fence, finished, &mut |format, at, payload| {
-            printer.print(&reading.entry(format, at, &payload));
+            printer.print(&reading.entry(format, at, payload));
         });
         if let Some(error) = self.printer.failed.take() {
             return Err(error.into());

@@ -6,9 +6,8 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use bytes::Bytes;
 use cdc_commitlog::{
-    Damage, DamageKind, Fence, Format, Keystore, ReadError, ReadLimit, ReadOptions, ReadOutcome, SegmentFile,
+    Damage, DamageKind, Fence, Format, Keystore, Payload, ReadError, ReadLimit, ReadOptions, ReadOutcome, SegmentFile,
     SegmentReader, list_segments, read_index,
 };
 use cdc_model::{SegmentId, SegmentPosition};
@@ -213,7 +212,7 @@ impl Open {
         &mut self,
         fence: Fence,
         finished: bool,
-        entry: &mut dyn FnMut(Format, SegmentPosition, Bytes),
+        entry: &mut dyn FnMut(Format, SegmentPosition, Payload<'_>),
     ) -> Result<(ReadOutcome, u64, Vec<Damage>), ReadError> {
         let format = self.reader.format();
         let limit = ReadLimit { fence, finished, max_bytes: STEP_BYTES };

@@ -2,8 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use bytes::Bytes;
-use cdc_commitlog::{Decoder, Followed, Format, SchemaHistory, Schemas as _, Truncation};
+use cdc_commitlog::{Decoder, Followed, Format, Payload, SchemaHistory, Schemas as _, Truncation};
 use cdc_model::{Change, ChangeBody, NodeId, Provenance, SegmentPosition, TableId, TableSchema};
 use clap::Args;
 use uuid::Uuid;
@@ -86,7 +85,7 @@ impl Reading {
         Self { history, decoder, wanted, changes, unknown, complaints: 0, damaged: false }
     }
 
-    pub(super) fn entry(&mut self, format: Format, at: SegmentPosition, payload: &Bytes) -> Decoded<'_> {
+    pub(super) fn entry(&mut self, format: Format, at: SegmentPosition, payload: Payload<'_>) -> Decoded<'_> {
         self.changes.clear();
         // Whose log it is does not show.
         let provenance = Provenance { node: NodeId(Uuid::nil()), position: at };

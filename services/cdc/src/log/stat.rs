@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashSet};
 use std::process::ExitCode;
 
-use bytes::Bytes;
 use cdc_commitlog::{Fence, ReadOptions, ReadOutcome, SegmentFile, read_index};
 use cdc_model::{Change, ChangeBody, ColumnState, RowState, SegmentPosition, TableId, WriteTime};
 use cdc_runtime::Exit;
@@ -127,11 +126,11 @@ fn segment(file: &SegmentFile, options: &ReadOptions, reading: &mut Reading) -> 
     let finished = open.is_finished();
     let mut tables: BTreeMap<TableId, TableStat> = BTreeMap::new();
     loop {
-        let step = open.step(Fence::Marker, finished, &mut |format, at: SegmentPosition, payload: Bytes| {
+        let step = open.step(Fence::Marker, finished, &mut |format, at: SegmentPosition, payload| {
             stat.entries += 1;
             let bytes = payload.len() as u64;
             stat.payload_bytes += bytes;
-            count(&mut tables, &reading.entry(format, at, &payload), bytes);
+            count(&mut tables, &reading.entry(format, at, payload), bytes);
         });
         match step {
             Ok((outcome, _, damage)) => {
