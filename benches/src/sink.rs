@@ -4,6 +4,9 @@
 //! [`Target::apply`](cdc_postgres::Target::apply) one batch after another with a claimed stream, so positions and the
 //! fence are part of it. Only applying is timed, not making the changes. The rows for `COPY` are encoded beforehand, so
 //! it is what the server can take over one connection.
+//!
+//! A snapshot is what the others are: rows handed to `apply`, but in the order of their tokens, in batches of four times
+//! the size, into an empty table; and its `COPY` has that order, too, which costs the index more.
 
 use std::{
     fmt::Write as _,
@@ -33,6 +36,7 @@ use crate::{report::Report, usage};
 /// The table the changes are of, in PostgreSQL; its twin takes the `COPY`.
 const TABLE: &str = "cdc_items";
 const TWIN: &str = "copied_items";
+const SNAPSHOT_TWIN: &str = "copied_in_token_order";
 /// Milliseconds since 1970 of PostgreSQL's epoch.
 const EPOCH_MS: i64 = 946_684_800_000;
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
@@ -67,6 +71,7 @@ struct Cost {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
+    Snapshot,
     Insert,
     Update,
     PartialUpdate,
@@ -77,7 +82,8 @@ enum Kind {
 
 impl Kind {
     /// In an order in which each finds what it needs.
-    const ALL: [(Self, &str); 6] = [
+    const ALL: [(Self, &str); 7] = [
+        (Self::Snapshot, "snapshot"),
         (Self::Insert, "fresh inserts"),
         (Self::Stale, "stale redelivery"),
         (Self::Update, "random full updates"),
@@ -109,23 +115,24 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
     config.pool_size = options.pool;
     let target = Target::connect(&config).await?;
     let claim = target.claim(&StreamName("bench".to_owned())).await?;
-    let bench = Bench { options, server, admin, target, claim, table: Arc::new(table()?) };
+    let mut by_token: Vec<i64> = (0..options.rows).collect();
+    by_token.sort_by_key(|id| token(&id.to_be_bytes()).0);
+    let bench = Bench { options, server, admin, target, claim, by_token, table: Arc::new(table()?) };
 
-    // Creates the table, and its twin, both empty.
+    // Creates the table, and its twins, all of them empty.
     bench.target.apply(vec![bench.insert(-1, 1), bench.delete(-1, 2)], &[bench.advance()]).await?;
-    let twin =
-        format!("truncate _cdc.remains; create table {TWIN} (like {TABLE} including all) with (fillfactor = 80)");
-    bench.admin.batch_execute(&twin).await?;
-
-    let copied = bench.copy().await?;
-    let copy_rate = copied.changes / copied.seconds;
+    bench.admin.batch_execute("truncate _cdc.remains").await?;
+    for twin in [TWIN, SNAPSHOT_TWIN] {
+        let create = format!("create table {twin} (like {TABLE} including all) with (fillfactor = 80)");
+        bench.admin.batch_execute(&create).await?;
+    }
     let mut report = Report::new(
         "sink",
         format!(
-            "{} rows of 10 columns, {:.0} bytes each as COPY sends them, batches of {}, {} connections, seed {}, \
+            "{} rows of 10 columns, {:.0} bytes each as COPY sends them, batches of {}, at most {} connections, seed {}, \
              PostgreSQL {} and sink on one machine",
             options.rows,
-            bench.copy_bytes() / float(options.rows),
+            bench.copy_bytes(0..options.rows) / float(options.rows),
             options.batch,
             options.pool,
             options.seed,
@@ -142,7 +149,8 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
         "sink s/M rows",
         "server s/M rows",
     ]);
-    let mut add = |name: &str, cost: &Cost| {
+    let mut add = |name: &str, cost: &Cost, copied: &Cost| {
+        let copy_rate = copied.changes / copied.seconds;
         let millions = cost.changes / 1e6;
         let rate = cost.changes / cost.seconds;
         report.add(format!("{name}: rows per second"), rate, "rows/s");
@@ -161,10 +169,16 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             format!("{:.1}", cost.server / millions),
         ]);
     };
-    add("COPY", &copied);
+    let mut copied = bench.copy(SNAPSHOT_TWIN, bench.by_token.iter().copied()).await?;
+    add("COPY in token order", &copied, &copied);
     for (kind, name) in Kind::ALL {
         let cost = bench.apply(kind).await.with_context(|| name.to_owned())?;
-        add(name, &cost);
+        add(name, &cost, &copied);
+        if kind == Kind::Snapshot {
+            bench.admin.batch_execute(&format!("truncate {TABLE}")).await?;
+            copied = bench.copy(TWIN, 0..options.rows).await?;
+            add("COPY", &copied, &copied);
+        }
     }
     report.add(
         "peak resident memory, changes being made included",
@@ -180,6 +194,8 @@ struct Bench<'o> {
     admin: Object,
     target: Target,
     claim: Claim,
+    /// The rows' ids in the order Cassandra would be read in.
+    by_token: Vec<i64>,
     table: Arc<TableSchema>,
 }
 
@@ -276,6 +292,7 @@ impl Bench<'_> {
     fn change(&self, kind: Kind, n: i64, random: &mut ChaCha8Rng) -> Change {
         let some = random.random_range(0..self.options.rows);
         match kind {
+            Kind::Snapshot => self.insert(self.by_token[usize::try_from(n).unwrap_or(0)], 1),
             Kind::Insert | Kind::Stale => self.insert(n, 1),
             Kind::Update => self.insert(some, 1_000_000 + n),
             Kind::PartialUpdate => self.partial(some, 10_000_000 + n),
@@ -286,13 +303,17 @@ impl Bench<'_> {
     }
 
     async fn apply(&self, kind: Kind) -> anyhow::Result<Cost> {
-        let changes = if kind == Kind::Insert { self.options.rows } else { self.options.rows / 2 };
+        let (changes, size) = match kind {
+            Kind::Snapshot => (self.options.rows, 4 * self.options.batch),
+            Kind::Insert => (self.options.rows, self.options.batch),
+            _ => (self.options.rows / 2, self.options.batch),
+        };
         let mut random = ChaCha8Rng::seed_from_u64(self.options.seed);
         let mut cost = self.start().await?;
         let (mut wall, mut processor) = (Duration::ZERO, Duration::ZERO);
         let mut next = 0;
         while next < changes {
-            let upto = changes.min(next + i64::try_from(self.options.batch)?);
+            let upto = changes.min(next + i64::try_from(size)?);
             let batch: Vec<Change> = (next..upto).map(|n| self.change(kind, n, &mut random)).collect();
             next = upto;
             let (start, before) = (Instant::now(), processor_time());
@@ -311,10 +332,10 @@ impl Bench<'_> {
     }
 
     /// As `COPY … (FORMAT binary)` takes them: the columns a uniform row has.
-    fn copy_rows(&self) -> Vec<Bytes> {
+    fn copy_rows(&self, ids: impl Iterator<Item = i64>) -> Vec<Bytes> {
         let mut chunks = Vec::new();
         let mut out = BytesMut::from(SIGNATURE);
-        for id in 0..self.options.rows {
+        for id in ids {
             let values = self.values(id, 1);
             out.put_i16(i16::try_from(values.len() + 3).expect("ten columns"));
             let key = id.to_be_bytes();
@@ -339,13 +360,13 @@ impl Bench<'_> {
         chunks
     }
 
-    fn copy_bytes(&self) -> f64 {
-        self.copy_rows().iter().map(|chunk| float(i64::try_from(chunk.len()).unwrap_or(0))).sum()
+    fn copy_bytes(&self, ids: impl Iterator<Item = i64>) -> f64 {
+        self.copy_rows(ids).iter().map(|chunk| float(i64::try_from(chunk.len()).unwrap_or(0))).sum()
     }
 
-    async fn copy(&self) -> anyhow::Result<Cost> {
-        let chunks = self.copy_rows();
-        let mut sql = format!("copy {TWIN} (id");
+    async fn copy(&self, twin: &str, ids: impl Iterator<Item = i64>) -> anyhow::Result<Cost> {
+        let chunks = self.copy_rows(ids);
+        let mut sql = format!("copy {twin} (id");
         for column in &self.table.columns {
             write!(sql, ", {}", column.name)?;
         }

@@ -108,9 +108,14 @@ impl RowState {
     /// The columns `SELECT` would show at this second, or `None` if it would show no row. A static row has no marker,
     /// so it shows while it has a live cell.
     pub fn visible(&self, now: LocalTime) -> Option<Vec<(ColumnId, VisibleColumn)>> {
-        let columns: Vec<_> = self.columns.iter().filter_map(|(id, c)| Some((*id, c.visible(now)?))).collect();
+        let columns = || self.columns.iter().filter_map(|(id, c)| Some((*id, c.visible(now)?))).collect();
+        self.is_visible(now).then(columns)
+    }
+
+    /// Whether [`Self::visible`] would show a row.
+    pub fn is_visible(&self, now: LocalTime) -> bool {
         let marked = self.liveness.is_some_and(|liveness| liveness.is_live(now));
-        (marked || !columns.is_empty()).then_some(columns)
+        marked || self.columns.iter().any(|(_, column)| column.is_visible(now))
     }
 
     /// The next second at which something live expires.
@@ -169,7 +174,18 @@ impl ColumnState {
         }
     }
 
-    fn visible(&self, now: LocalTime) -> Option<VisibleColumn> {
+    /// Whether [`Self::visible`] would show anything.
+    pub fn is_visible(&self, now: LocalTime) -> bool {
+        match self {
+            Self::Simple(cell) => cell.is_live(now),
+            Self::Complex(complex) => {
+                complex.cells.iter().any(|(_, cell)| matches!(cell.value, CellValue::Live(_)) && cell.is_live(now))
+            }
+        }
+    }
+
+    /// What `SELECT` would show of the column at this second, if anything.
+    pub fn visible(&self, now: LocalTime) -> Option<VisibleColumn> {
         match self {
             Self::Simple(cell) if !cell.is_live(now) => None,
             Self::Simple(cell) => match &cell.value {

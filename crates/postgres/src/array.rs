@@ -1,63 +1,69 @@
-//! Array parameters and result columns in PostgreSQL's binary form, without a Rust type per SQL type: most values are
-//! the same bytes in Cassandra and in PostgreSQL and are only copied.
+//! Array parameters, rows to copy and result columns in PostgreSQL's binary form, without a Rust type per SQL type: most
+//! values are the same bytes in Cassandra and in PostgreSQL and are only copied.
 
 use std::error::Error;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use cdc_model::ValueBytes;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
-/// A one-dimensional array of encoded elements; `None` is NULL.
+/// A one-dimensional array of encoded elements, as it is sent; `None` is NULL.
 pub(crate) struct Array {
     element: Type,
-    values: Vec<Option<ValueBytes>>,
+    fields: BytesMut,
+    length: i32,
+    has_nulls: bool,
 }
 
 impl Array {
     pub(crate) fn new(element: Type) -> Self {
-        Self { element, values: Vec::new() }
+        Self { element, fields: BytesMut::new(), length: 0, has_nulls: false }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.values.is_empty()
+        self.length == 0
     }
 
-    pub(crate) fn push(&mut self, value: Option<ValueBytes>) {
-        self.values.push(value);
+    pub(crate) fn push<V: AsRef<[u8]>>(&mut self, value: Option<V>) {
+        self.length += 1;
+        self.has_nulls |= value.is_none();
+        put_field(&mut self.fields, value);
     }
 
-    pub(crate) fn collect(element: Type, values: impl IntoIterator<Item: Into<ValueBytes>>) -> Self {
-        Self { element, values: values.into_iter().map(|value| Some(value.into())).collect() }
+    pub(crate) fn collect(element: Type, values: impl IntoIterator<Item: AsRef<[u8]>>) -> Self {
+        let mut array = Self::new(element);
+        values.into_iter().for_each(|value| array.push(Some(value)));
+        array
     }
+}
+
+/// Length and bytes, as arrays and `COPY` take them.
+#[inline]
+fn put_field<V: AsRef<[u8]>>(out: &mut BytesMut, value: Option<V>) {
+    let Some(value) = value else { return out.put_i32(-1) };
+    let value = value.as_ref();
+    out.put_i32(i32::try_from(value.len()).expect("Cassandra has no values of 2 GiB"));
+    out.put_slice(value);
 }
 
 impl std::fmt::Debug for Array {
     /// Leaves the elements out, because they are values.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Array({} x {})", self.values.len(), self.element)
+        write!(f, "Array({} x {})", self.length, self.element)
     }
 }
 
 impl ToSql for Array {
     fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
-        let payload: usize = self.values.iter().map(|value| 4 + value.as_ref().map_or(0, |value| value.len())).sum();
-        out.reserve(20 + payload);
-        out.put_i32(i32::from(!self.values.is_empty()));
-        out.put_i32(i32::from(self.values.iter().any(Option::is_none)));
+        out.reserve(20 + self.fields.len());
+        out.put_i32(i32::from(!self.is_empty()));
+        out.put_i32(i32::from(self.has_nulls));
         out.put_u32(self.element.oid());
-        if !self.values.is_empty() {
-            out.put_i32(i32::try_from(self.values.len())?);
+        if !self.is_empty() {
+            out.put_i32(self.length);
             out.put_i32(1);
         }
-        for value in &self.values {
-            match value {
-                None => out.put_i32(-1),
-                Some(value) => {
-                    out.put_i32(i32::try_from(value.len())?);
-                    out.put_slice(value);
-                }
-            }
-        }
+        out.put_slice(&self.fields);
         Ok(IsNull::No)
     }
 
@@ -66,6 +72,26 @@ impl ToSql for Array {
     }
 
     to_sql_checked!();
+}
+
+/// Rows as `COPY … FROM STDIN (FORMAT binary)` takes them.
+pub(crate) struct CopyRows(BytesMut);
+
+impl CopyRows {
+    pub(crate) fn new() -> Self {
+        Self(BytesMut::from(&b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0"[..]))
+    }
+
+    /// A row of as many values as the statement names columns.
+    pub(crate) fn push<'v>(&mut self, values: impl Iterator<Item = Option<&'v [u8]>> + Clone) {
+        self.0.put_i16(i16::try_from(values.clone().count()).expect("a table has at most 1600 columns"));
+        values.for_each(|value| put_field(&mut self.0, value));
+    }
+
+    pub(crate) fn finish(mut self) -> Bytes {
+        self.0.put_i16(-1);
+        self.0.freeze()
+    }
 }
 
 /// A result column as it came.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use cdc_model::{
     Change, ChangeBody, Clustering, PartitionTombstones, Provenance, RowState, TableId, TableSchema, Token, token,
 };
+use foldhash::quality::RandomState;
 
 use crate::{
     dead_letters::ErrorType,
@@ -88,7 +89,8 @@ enum Slot {
 /// Folds changes, whose tables' layouts are all in the map. Masks them, unless that was done before they were parked.
 pub(crate) fn fold(changes: Vec<Change>, layouts: &HashMap<TableId, Arc<Layout>>, conceal: bool) -> Vec<Unit> {
     let mut units: Vec<Unit> = Vec::with_capacity(changes.len());
-    let mut places: HashMap<(TableId, Bytes, Slot), usize> = HashMap::with_capacity(changes.len());
+    let mut places: HashMap<(TableId, Bytes, Slot), usize, RandomState> =
+        HashMap::with_capacity_and_hasher(changes.len(), RandomState::default());
     // Of the last change's table: most batches have long runs of one.
     let mut last: Option<(Arc<TableSchema>, Option<Translation>)> = None;
     for Change { table, partition_key, body, provenance } in changes {

@@ -87,7 +87,7 @@ async fn tombstones(pool: &Pool, layout: &Layout, second: LocalTime) -> Result<u
                 push(&mut old, row);
             } else if kept != stored {
                 push(&mut shorter, row);
-                states.push(Some(encode_tombstones(&kept).into()));
+                states.push(Some(encode_tombstones(&kept)));
             }
         }
         let [ctid, xmin] = shorter;

@@ -33,13 +33,17 @@
 mod read;
 mod write;
 
-use std::collections::BTreeMap;
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+};
 
 use bytes::Bytes;
 use cdc_model::{
     Clustering, ColumnKind, PartitionTombstones, RowState, StateError, TableId, Token, ValueBytes, encode_tombstones,
 };
 use deadpool_postgres::Pool;
+use foldhash::quality::RandomState;
 use tokio_postgres::types::Type;
 
 pub(crate) use self::read::LOCK;
@@ -113,6 +117,8 @@ struct Version {
 /// A row that a unit, or the deletion of its partition, may change.
 struct Touched<'w> {
     partition: Bytes,
+    /// Of the partition, in [`TableWork::tombstones`].
+    tombstones: usize,
     token: Token,
     /// `None` for the static row.
     clustering: Option<Clustering>,
@@ -131,10 +137,13 @@ struct TableWork<'w> {
     layout: &'w Layout,
     touched: Vec<Touched<'w>>,
     /// Per partition: what the batch deletes, then also what is stored.
-    tombstones: BTreeMap<Bytes, Tombstones<'w>>,
+    tombstones: Vec<Tombstones<'w>>,
+    /// Relations that may be copied to.
+    may_copy: Vec<ColumnKind>,
 }
 
 struct Tombstones<'w> {
+    partition: &'w Bytes,
     token: Token,
     unit: Option<usize>,
     change: Option<&'w PartitionTombstones>,
@@ -254,7 +263,7 @@ async fn merge<'t, 'w>(
     read_partitions(session, tables).await?;
     let mut merged = Vec::with_capacity(tables.len());
     for table in tables {
-        let mut writes = Writes::new(table.layout);
+        let mut writes = Writes::new(table.layout, &table.may_copy);
         table.merge(work, &mut writes, refusals, applied)?;
         merged.push((&*table, writes));
     }
@@ -270,7 +279,7 @@ pub(crate) async fn contains(pool: &Pool, work: &Work<'_>) -> Result<bool, Failu
     let mut applied = Applied::default();
     let result = match merge(&mut session, work, &mut tables, &mut refusals, &locks, &mut applied).await {
         Ok(merged) => {
-            let deletes = |table: &TableWork<'_>| table.tombstones.values().any(|tombstones| tombstones.changed);
+            let deletes = |table: &TableWork<'_>| table.tombstones.iter().any(|tombstones| tombstones.changed);
             Ok(applied.rows_written == 0 && refusals.is_empty() && !merged.iter().any(|(table, _)| deletes(table)))
         }
         Err(Attempt::Fault(fault)) => Err(Failure::Other(TargetError::Database { doing: "look for a change", fault })),
@@ -299,6 +308,8 @@ fn park(
 /// Sorts units by table and key, and refuses those whose key has no form in PostgreSQL.
 fn arrange<'w>(work: &Work<'w>, refusals: &mut Vec<(usize, Refusal)>) -> Vec<TableWork<'w>> {
     let mut tables: BTreeMap<TableId, TableWork<'w>> = BTreeMap::new();
+    let mut places: HashMap<(TableId, &Bytes), usize, RandomState> =
+        HashMap::with_capacity_and_hasher(work.units.len(), RandomState::default());
     for (index, unit) in work.units.iter().enumerate().filter(|(_, unit)| unit.refused.is_none()) {
         let layout = &unit.layout;
         let clustering = match &unit.body {
@@ -315,23 +326,28 @@ fn arrange<'w>(work: &Work<'w>, refusals: &mut Vec<(usize, Refusal)>) -> Vec<Tab
         let table = tables.entry(layout.schema.id).or_insert_with(|| TableWork {
             layout,
             touched: Vec::new(),
-            tombstones: BTreeMap::new(),
+            tombstones: Vec::new(),
+            may_copy: Vec::new(),
         });
-        let tombstones = table.tombstones.entry(unit.partition.clone()).or_insert_with(|| Tombstones {
-            token: unit.token,
-            unit: None,
-            change: None,
-            merged: PartitionTombstones::default(),
-            changed: false,
+        let place = *places.entry((layout.schema.id, &unit.partition)).or_insert_with(|| {
+            table.tombstones.push(Tombstones {
+                partition: &unit.partition,
+                token: unit.token,
+                unit: None,
+                change: None,
+                merged: PartitionTombstones::default(),
+                changed: false,
+            });
+            table.tombstones.len() - 1
         });
         match &unit.body {
             Body::Row { clustering, change, refresh } => {
-                let row = Touched::new(unit.partition.clone(), unit.token, clustering.clone(), key);
+                let row = Touched::new(unit.partition.clone(), place, unit.token, clustering.clone(), key);
                 table.touched.push(Touched { unit: Some(index), change: Some(change), refresh: *refresh, ..row });
             }
             Body::Tombstones(change) => {
-                tombstones.unit = Some(index);
-                tombstones.change = Some(change);
+                table.tombstones[place].unit = Some(index);
+                table.tombstones[place].change = Some(change);
             }
         }
     }
@@ -361,9 +377,9 @@ fn locks(work: &Work<'_>, tables: &[TableWork<'_>]) -> Locks {
         };
         for row in &table.touched {
             // What shows no row by itself deletes something, so it may leave remains.
-            want(row.token, row.refresh || row.change.is_none_or(|change| change.visible(work.context.now).is_none()));
+            want(row.token, row.refresh || row.change.is_none_or(|change| !change.is_visible(work.context.now)));
         }
-        for tombstones in table.tombstones.values() {
+        for tombstones in &table.tombstones {
             want(tombstones.token, tombstones.change.is_some());
         }
     }
@@ -371,9 +387,16 @@ fn locks(work: &Work<'_>, tables: &[TableWork<'_>]) -> Locks {
 }
 
 impl<'w> Touched<'w> {
-    fn new(partition: Bytes, token: Token, clustering: Option<Clustering>, key: Vec<ValueBytes>) -> Self {
+    fn new(
+        partition: Bytes,
+        tombstones: usize,
+        token: Token,
+        clustering: Option<Clustering>,
+        key: Vec<ValueBytes>,
+    ) -> Self {
         Self {
             partition,
+            tombstones,
             token,
             clustering,
             key,
@@ -433,16 +456,23 @@ impl<'w> TableWork<'w> {
                 continue;
             }
             let before = std::mem::take(&mut row.before);
-            let mut after = match row.change {
-                Some(change) => before.clone().merge(change.clone()),
-                None => before.clone(),
+            let covering = self.tombstones[row.tombstones].merged.covering(schema, row.clustering.as_ref());
+            let after = match (row.change, covering) {
+                // Nothing that a merge with nothing would alter.
+                (Some(change), None) if before.is_empty() && change.deletion.is_none() => Cow::Borrowed(change),
+                (change, covering) => {
+                    let mut after = match change {
+                        Some(change) => before.clone().merge(change.clone()),
+                        None => before.clone(),
+                    };
+                    if let Some(deletion) = covering {
+                        after.shadow(deletion);
+                    }
+                    Cow::Owned(after)
+                }
             };
-            let covering = self.tombstones[&row.partition].merged.covering(schema, row.clustering.as_ref());
-            if let Some(deletion) = covering {
-                after.shadow(deletion);
-            }
             let expired = row.refresh && row.live.is_some();
-            if after == before && !expired {
+            if *after == before && !expired {
                 applied.rows_stale += usize::from(row.unit.is_some());
                 continue;
             }
@@ -460,10 +490,10 @@ impl<'w> TableWork<'w> {
     }
 
     fn write_tombstones(&self, calls: &mut Vec<Call<'w>>) {
-        let changed: Vec<_> = self.tombstones.iter().filter(|(_, tombstones)| tombstones.changed).collect();
+        let changed: Vec<_> = self.tombstones.iter().filter(|tombstones| tombstones.changed).collect();
         if !changed.is_empty() {
-            let keys = Array::collect(Type::BYTEA, changed.iter().map(|(partition, _)| (*partition).clone()));
-            let states = Array::collect(Type::BYTEA, changed.iter().map(|(_, t)| encode_tombstones(&t.merged)));
+            let keys = Array::collect(Type::BYTEA, changed.iter().map(|tombstones| tombstones.partition));
+            let states = Array::collect(Type::BYTEA, changed.iter().map(|t| encode_tombstones(&t.merged)));
             calls.push(Call::new(WRITE_TOMBSTONES).with(self.layout.schema.id.0).with(keys).with(states));
         }
     }

@@ -1,7 +1,7 @@
 //! Values between Cassandra's serialised form and PostgreSQL's binary form.
 
 use bytes::{BufMut, BytesMut};
-use cdc_model::{CqlType, CqlValue, ValueBytes, VisibleColumn};
+use cdc_model::{CellValue, ColumnState, CqlType, CqlValue, LocalTime, ValueBytes, VisibleColumn};
 use tokio_postgres::types::Type;
 
 use crate::{OnUnrepresentable, json, number::number};
@@ -124,20 +124,31 @@ pub(crate) fn is_reversible(ty: &CqlType) -> bool {
     }
 }
 
-/// A column's value, by a policy where PostgreSQL cannot hold it.
+/// What is shown of a column, by a policy where PostgreSQL cannot hold it; `None` if nothing is.
 pub(crate) fn encode_visible(
     ty: &CqlType,
-    column: &VisibleColumn,
+    column: &ColumnState,
+    now: LocalTime,
     policy: OnUnrepresentable,
-) -> Result<Encoded, Unrepresentable> {
+) -> Option<Result<Encoded, Unrepresentable>> {
     let replace = policy == OnUnrepresentable::Replace;
-    let encoded = match column {
-        VisibleColumn::Simple(value) => encode(ty, value, replace),
+    // Most columns are of this kind, and their values need no copy.
+    if let ColumnState::Simple(cell) = column
+        && let CellValue::Live(value) = &cell.value
+    {
+        return cell.is_live(now).then(|| relent(encode(ty, value, replace), policy));
+    }
+    let encoded = match column.visible(now)? {
+        VisibleColumn::Simple(value) => encode(ty, &value, replace),
         VisibleColumn::Counter(total) => Ok(Encoded { bytes: Some(total.to_be_bytes().into()), exact: false }),
-        VisibleColumn::Complex(elements) => json::complex(ty, elements, replace)
+        VisibleColumn::Complex(elements) => json::complex(ty, &elements, replace)
             .and_then(|text| jsonb(&text))
             .map(|bytes| Encoded { bytes: Some(bytes), exact: false }),
     };
+    Some(relent(encoded, policy))
+}
+
+fn relent(encoded: Result<Encoded, Unrepresentable>, policy: OnUnrepresentable) -> Result<Encoded, Unrepresentable> {
     match policy {
         OnUnrepresentable::Skip => encoded.or(Ok(Encoded { bytes: None, exact: false })),
         OnUnrepresentable::Quarantine | OnUnrepresentable::Replace => encoded,

@@ -38,6 +38,9 @@ const READ_PARTITION_REMAINS: &str = "-- cdc: read partitions' remains\nselect k
     ordinality as k(p, i) cross join lateral (select r.ctid, r.xmin, r.state, r.clustering from _cdc.remains as r \
     where r.table_id = $1 and r.partition_key = k.p offset 0) as r";
 
+/// New rows from which on a copy is faster than an insert, although it waits once more for PostgreSQL.
+const COPY_MIN: usize = 100;
+
 pub(super) async fn read(
     session: &mut Session,
     work: &Work<'_>,
@@ -70,7 +73,7 @@ pub(super) async fn read(
     }
     let mut plan = Vec::new();
     for (index, table) in tables.iter().enumerate() {
-        table.plan_reads(index, &mut plan, &mut calls);
+        table.plan_reads(index, work.exclusive, &mut plan, &mut calls);
     }
     let mut answers = session.run(Frame::Begin, calls).await?.into_iter().skip(first);
     if fenced {
@@ -101,15 +104,16 @@ pub(super) async fn read_partitions(session: &mut Session, tables: &mut [TableWo
     let mut calls = Vec::new();
     let mut plan = Vec::new();
     for (index, table) in tables.iter_mut().enumerate() {
-        let changed: Vec<Bytes> =
-            table.tombstones.iter().filter(|(_, t)| t.changed).map(|(partition, _)| partition.clone()).collect();
+        let changed: Vec<usize> =
+            (0..).zip(&table.tombstones).filter(|(_, t)| t.changed).map(|(place, _)| place).collect();
         if changed.is_empty() {
             continue;
         }
         for relation in std::iter::once(&table.layout.rows).chain(&table.layout.statics) {
             let mut arrays: Vec<Array> =
                 relation.key.iter().take(relation.partition_columns).map(|c| Array::new(c.pg.clone())).collect();
-            for partition in &changed {
+            for place in &changed {
+                let partition = table.tombstones[*place].partition;
                 // Encodes, because it did when the units were arranged.
                 for (array, value) in
                     arrays.iter_mut().zip(table.layout.encode_key(partition, None).unwrap_or_default())
@@ -120,7 +124,7 @@ pub(super) async fn read_partitions(session: &mut Session, tables: &mut [TableWo
             calls.push(arrays.into_iter().fold(Call::new(&relation.sql.select_partitions), Call::with));
             plan.push((index, Some(relation.kind), changed.clone()));
         }
-        let keys = Array::collect(Type::BYTEA, changed.iter().cloned());
+        let keys = Array::collect(Type::BYTEA, changed.iter().map(|place| table.tombstones[*place].partition));
         calls.push(Call::new(READ_PARTITION_REMAINS).with(table.layout.schema.id.0).with(keys));
         plan.push((index, None, changed));
     }
@@ -135,9 +139,9 @@ pub(super) async fn read_partitions(session: &mut Session, tables: &mut [TableWo
             keys.zip(0..).collect()
         })
         .collect();
-    for ((index, kind, partitions), rows) in plan.into_iter().zip(answers) {
+    for ((index, kind, places), rows) in plan.into_iter().zip(answers) {
         for row in &rows {
-            tables[index].take_partition_row(kind, &partitions, row, &mut known[index])?;
+            tables[index].take_partition_row(kind, &places, row, &mut known[index])?;
         }
     }
     Ok(())
@@ -145,33 +149,39 @@ pub(super) async fn read_partitions(session: &mut Session, tables: &mut [TableWo
 
 /// What a read asked for; results come with the position in the list, from 1.
 enum Read {
-    Tombstones(Vec<Bytes>),
+    MayCopy(ColumnKind),
+    Tombstones,
     /// Positions in `touched`.
     Rows(ColumnKind, std::ops::Range<usize>),
     Remains,
 }
 
 impl<'w> TableWork<'w> {
-    fn plan_reads<'s>(&'s self, index: usize, plan: &mut Vec<(usize, Read)>, calls: &mut Vec<Call<'w>>) {
+    fn plan_reads(&self, index: usize, again: bool, plan: &mut Vec<(usize, Read)>, calls: &mut Vec<Call<'w>>) {
         let id = self.layout.schema.id.0;
-        let partitions: Vec<Bytes> = self.tombstones.keys().cloned().collect();
-        let keys = Array::collect(Type::BYTEA, partitions.iter().cloned());
+        let keys = Array::collect(Type::BYTEA, self.tombstones.iter().map(|tombstones| tombstones.partition));
         calls.push(Call::new(READ_TOMBSTONES).with(id).with(keys));
-        plan.push((index, Read::Tombstones(partitions)));
+        plan.push((index, Read::Tombstones));
         let statics = self.touched.partition_point(|row| row.clustering.is_none());
         for (kind, range) in [(ColumnKind::Static, 0..statics), (ColumnKind::Regular, statics..self.touched.len())] {
             let Some(relation) = self.layout.relation(kind).filter(|_| !range.is_empty()) else { continue };
             let mut arrays: Vec<Array> = relation.key.iter().map(|c| Array::new(c.pg.clone())).collect();
             for row in &self.touched[range.clone()] {
                 for (array, value) in arrays.iter_mut().zip(&row.key) {
-                    array.push(Some(value.clone()));
+                    array.push(Some(value));
                 }
             }
             calls.push(arrays.into_iter().fold(Call::new(&relation.sql.select_rows), Call::with));
+            let may_copy = !again && range.len() >= COPY_MIN;
             plan.push((index, Read::Rows(kind, range)));
+            // After the rows, so that it is known how many of them are new.
+            if may_copy {
+                calls.push(Call::new(&relation.sql.may_copy));
+                plan.push((index, Read::MayCopy(kind)));
+            }
         }
         if !self.touched.is_empty() {
-            let partitions = Array::collect(Type::BYTEA, self.touched.iter().map(|row| row.partition.clone()));
+            let partitions = Array::collect(Type::BYTEA, self.touched.iter().map(|row| &row.partition));
             let clusterings = Array::collect(Type::BYTEA, self.touched.iter().map(Touched::remains_key));
             calls.push(Call::new(READ_REMAINS).with(id).with(partitions).with(clusterings));
             plan.push((index, Read::Remains));
@@ -180,13 +190,19 @@ impl<'w> TableWork<'w> {
 
     fn take_answer(&mut self, read: &Read, rows: &[Row]) -> Result<(), TargetError> {
         match read {
-            Read::Tombstones(partitions) => {
+            Read::MayCopy(kind) => {
+                // Where few of the rows are new, the wait for a copy to be granted is not worth it.
+                let new = self.touched.iter().filter(|row| row.kind() == *kind && row.live.is_none()).count();
+                if new >= COPY_MIN && rows.first().is_some_and(|row| row.get(0)) {
+                    self.may_copy.push(*kind);
+                }
+            }
+            Read::Tombstones => {
                 for row in rows {
                     let stored = decode_tombstones(bytes(row, 1).to_bytes()).map_err(|error| self.damaged(error))?;
-                    let tombstones = self.tombstones.get_mut(&partitions[ordinal(row)]).expect("asked for");
-                    tombstones.merged = stored;
+                    self.tombstones[ordinal(row)].merged = stored;
                 }
-                for tombstones in self.tombstones.values_mut() {
+                for tombstones in &mut self.tombstones {
                     if let Some(change) = tombstones.change {
                         let merged = tombstones.merged.clone().merge(change.clone());
                         tombstones.changed = merged != tombstones.merged;
@@ -223,11 +239,12 @@ impl<'w> TableWork<'w> {
     fn take_partition_row(
         &mut self,
         kind: Option<ColumnKind>,
-        partitions: &[Bytes],
+        places: &[usize],
         row: &Row,
         known: &mut HashMap<(Bytes, Option<Clustering>), usize>,
     ) -> Result<(), TargetError> {
-        let partition = partitions[ordinal(row)].clone();
+        let tombstones = places[ordinal(row)];
+        let partition = self.tombstones[tombstones].partition.clone();
         let damaged = |_| self.damaged(StateError::Damaged);
         let (clustering, version, state, live) = match kind {
             None => {
@@ -258,10 +275,10 @@ impl<'w> TableWork<'w> {
         let index = match known.entry((partition.clone(), clustering.clone())) {
             std::collections::hash_map::Entry::Occupied(place) => *place.get(),
             std::collections::hash_map::Entry::Vacant(place) => {
-                let token = self.tombstones[&partition].token;
+                let token = self.tombstones[tombstones].token;
                 // A key that was written once encodes again.
                 let key = self.layout.encode_key(&partition, clustering.as_ref()).unwrap_or_default();
-                self.touched.push(Touched::new(partition, token, clustering, key));
+                self.touched.push(Touched::new(partition, tombstones, token, clustering, key));
                 *place.insert(self.touched.len() - 1)
             }
         };

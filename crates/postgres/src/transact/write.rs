@@ -5,7 +5,7 @@ use tokio_postgres::types::Type;
 
 use super::{Touched, Version};
 use crate::{
-    array::Array,
+    array::{Array, CopyRows},
     layout::{Layout, Relation, join_key},
     session::Call,
     value::{Unrepresentable, timestamptz},
@@ -23,12 +23,18 @@ const DELETE_REMAINS: &str = "-- cdc: delete remains\nwith written as (delete fr
 /// Columns of the statements that write one relation.
 struct RelationWrites<'w> {
     relation: &'w Relation,
-    insert: Vec<Array>,
+    insert: Inserts,
     update: Vec<Array>,
     delete: Vec<Array>,
     inserts: usize,
     updates: usize,
     deletes: usize,
+}
+
+/// New rows.
+enum Inserts {
+    Statement(Vec<Array>),
+    Copy(CopyRows),
 }
 
 pub(super) struct Writes<'w> {
@@ -42,6 +48,8 @@ pub(super) struct Writes<'w> {
     deleted_remains: usize,
     /// Of all values and states, roughly what the statements come to.
     pub(super) bytes: usize,
+    /// Of the row at hand.
+    values: Vec<Option<ValueBytes>>,
 }
 
 fn versions() -> [Array; 2] {
@@ -49,7 +57,7 @@ fn versions() -> [Array; 2] {
 }
 
 impl<'w> RelationWrites<'w> {
-    fn new(relation: &'w Relation) -> Self {
+    fn new(relation: &'w Relation, copies: bool) -> Self {
         let array = |ty: &Type| Array::new(ty.clone());
         let key = relation.key.iter().map(|c| array(&c.pg));
         let values = || {
@@ -58,7 +66,10 @@ impl<'w> RelationWrites<'w> {
         };
         let fixed = std::iter::once(array(&Type::INT8)).chain(relation.stores_key.then(|| array(&Type::BYTEA)));
         Self {
-            insert: key.chain(fixed).chain(values()).collect(),
+            insert: match copies {
+                true => Inserts::Copy(CopyRows::new()),
+                false => Inserts::Statement(key.chain(fixed).chain(values()).collect()),
+            },
             update: versions().into_iter().chain(values()).collect(),
             delete: versions().into(),
             relation,
@@ -69,19 +80,32 @@ impl<'w> RelationWrites<'w> {
     }
 }
 
-fn push_all(arrays: &mut [Array], values: impl IntoIterator<Item = Option<ValueBytes>>) {
+fn push_all<V: AsRef<[u8]>>(arrays: &mut [Array], values: impl IntoIterator<Item = Option<V>>) {
     for (array, value) in arrays.iter_mut().zip(values) {
         array.push(value);
     }
 }
 
+impl Inserts {
+    fn push<'v>(&mut self, values: impl Iterator<Item = Option<&'v [u8]>> + Clone) {
+        match self {
+            Self::Statement(arrays) => push_all(arrays, values),
+            Self::Copy(rows) => rows.push(values),
+        }
+    }
+}
+
 impl<'w> Writes<'w> {
-    pub(super) fn new(layout: &'w Layout) -> Self {
+    /// `copies`: kinds of relations whose new rows may be copied.
+    pub(super) fn new(layout: &'w Layout, copies: &[ColumnKind]) -> Self {
         let bytea = || Array::new(Type::BYTEA);
         let [c, x] = versions();
         Self {
             layout,
-            relations: std::iter::once(&layout.rows).chain(&layout.statics).map(RelationWrites::new).collect(),
+            relations: std::iter::once(&layout.rows)
+                .chain(&layout.statics)
+                .map(|relation| RelationWrites::new(relation, copies.contains(&relation.kind)))
+                .collect(),
             insert_remains: [bytea(), bytea(), bytea()],
             update_remains: [c, x, bytea()],
             delete_remains: versions(),
@@ -89,6 +113,7 @@ impl<'w> Writes<'w> {
             updated_remains: 0,
             deleted_remains: 0,
             bytes: 0,
+            values: Vec::new(),
         }
     }
 
@@ -103,7 +128,7 @@ impl<'w> Writes<'w> {
         let writes = self.relations.iter_mut().find(|writes| writes.relation.kind == kind).expect("has such columns");
         let relation = writes.relation;
         let version = |version: &Version| [Some(version.ctid.clone()), Some(version.xmin.clone())];
-        let Some(visible) = after.visible(now) else {
+        if !after.is_visible(now) {
             if let Some(live) = &row.live {
                 push_all(&mut writes.delete, version(live));
                 writes.deletes += 1;
@@ -129,10 +154,9 @@ impl<'w> Writes<'w> {
                 }
             }
             return Ok(());
-        };
+        }
         let time = after.newest_write();
         let mut uniform = after.deletion.is_none()
-            && after.columns.len() == visible.len()
             && match after.liveness {
                 None => kind == ColumnKind::Static,
                 Some(marker) => marker.time == time && marker.ttl == 0 && marker.expires == LocalTime::NONE,
@@ -141,37 +165,42 @@ impl<'w> Writes<'w> {
                 ColumnState::Simple(cell) => cell.time == time && cell.ttl == 0 && cell.local == LocalTime::NONE,
                 ColumnState::Complex(_) => false,
             });
-        let mut values = Vec::with_capacity(relation.values.len() + 3);
-        let mut shown = visible.iter().peekable();
+        let values = &mut self.values;
+        values.clear();
+        let mut columns = after.columns.iter().peekable();
         for (id, column) in &relation.values {
             // Left out of the target: its times are in the state only.
-            while shown.next_if(|(other, _)| other < id).is_some() {
+            while columns.next_if(|(other, _)| other < id).is_some() {
                 uniform = false;
             }
-            let Some((_, value)) = shown.next_if(|(other, _)| other == id) else {
+            let Some((_, state)) = columns.next_if(|(other, _)| other == id) else {
                 values.push(None);
                 continue;
             };
-            let encoded = column.encode(value).map_err(|error| (column.name.clone(), error))?;
-            uniform &= encoded.exact;
-            values.push(encoded.bytes);
+            let encoded = column.encode(state, now).transpose().map_err(|error| (column.name.clone(), error))?;
+            uniform &= encoded.as_ref().is_some_and(|encoded| encoded.exact);
+            values.push(encoded.and_then(|encoded| encoded.bytes));
         }
-        uniform &= shown.peek().is_none();
+        uniform &= columns.peek().is_none();
         values.push(Some(time.0.to_be_bytes().into()));
         values.push((!uniform).then(|| encode_row(&self.layout.schema, after).into()));
         values.push(after.next_expiry(now).map(|expiry| timestamptz(expiry.0)));
         self.bytes += values.iter().flatten().map(|value| value.len()).sum::<usize>();
+        let values = values.iter().map(|value| value.as_deref());
         match &row.live {
             Some(live) => {
-                push_all(&mut writes.update, version(live).into_iter().chain(values));
+                push_all(
+                    &mut writes.update,
+                    [&live.ctid, &live.xmin].map(|part| Some(&**part)).into_iter().chain(values),
+                );
                 writes.updates += 1;
             }
             None => {
-                let token = row.token.0.to_be_bytes().into();
-                let stored = relation.stores_key.then(|| join_key(&row.partition, row.clustering.as_ref()).into());
-                let fixed = std::iter::once(token).chain(stored);
-                let key = row.key.iter().cloned().chain(fixed).map(Some);
-                push_all(&mut writes.insert, key.chain(values));
+                let token = row.token.0.to_be_bytes();
+                let stored = relation.stores_key.then(|| join_key(&row.partition, row.clustering.as_ref()));
+                let fixed = std::iter::once(&token[..]).chain(stored.as_deref());
+                let key = row.key.iter().map(|part| &**part).chain(fixed).map(Some);
+                writes.insert.push(key.chain(values));
                 writes.inserts += 1;
             }
         }
@@ -190,7 +219,10 @@ impl<'w> Writes<'w> {
             let sql = &writes.relation.sql;
             calls.extend((writes.deletes > 0).then(|| fill(Call::new(&sql.delete), writes.delete)));
             calls.extend((writes.updates > 0).then(|| fill(Call::new(&sql.update), writes.update)));
-            calls.extend((writes.inserts > 0).then(|| fill(Call::new(&sql.insert), writes.insert)));
+            calls.extend((writes.inserts > 0).then(|| match writes.insert {
+                Inserts::Statement(arrays) => fill(Call::new(&sql.insert), arrays),
+                Inserts::Copy(rows) => Call::copy(&sql.copy, rows),
+            }));
         }
         let remains = |sql, arrays: Vec<Array>| fill(Call::new(sql), arrays);
         calls.extend((self.deleted_remains > 0).then(|| remains(DELETE_REMAINS, self.delete_remains.into())));

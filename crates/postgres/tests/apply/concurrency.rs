@@ -10,9 +10,9 @@ use crate::support::{
     Database, change, delete_partition, delete_row, deletion, expected, insert, int, now, orders, stored,
 };
 
-fn some_change(rng: &mut impl Rng, table: &Arc<cdc_model::TableSchema>) -> Change {
+fn some_change(rng: &mut impl Rng, table: &Arc<cdc_model::TableSchema>, rows: i32) -> Change {
     let p = format!("p{}", rng.random_range(0..3));
-    let (c, time) = (rng.random_range(0..5), rng.random_range(0..1000));
+    let (c, time) = (rng.random_range(0..rows), rng.random_range(0..1000));
     match rng.random_range(0..20) {
         0 => delete_partition(table, &p, time),
         1..4 => delete_row(table, &p, c, time),
@@ -27,22 +27,31 @@ fn some_change(rng: &mut impl Rng, table: &Arc<cdc_model::TableSchema>) -> Chang
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn processes_that_write_the_same_rows_at_once_agree_with_the_model() -> Result<()> {
+    agree(400, 5, 1..8).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_copy_the_same_rows_at_once_agree_with_the_model() -> Result<()> {
+    agree(6000, 2000, 200..900).await
+}
+
+async fn agree(number: usize, rows: i32, sizes: std::ops::Range<usize>) -> Result<()> {
     const PROCESSES: u64 = 3;
     let database = Database::create().await?;
     let table = orders();
     let changes: Vec<Change> = {
         let mut rng = StdRng::seed_from_u64(1);
-        (0..400).map(|_| some_change(&mut rng, &table)).collect()
+        (0..number).map(|_| some_change(&mut rng, &table, rows)).collect()
     };
     let mut processes = tokio::task::JoinSet::new();
     for process in 0..PROCESSES {
-        let (target, mut changes) = (database.target().await?, changes.clone());
+        let (target, mut changes, sizes) = (database.target().await?, changes.clone(), sizes.clone());
         processes.spawn(async move {
             let mut rng = StdRng::seed_from_u64(100 + process);
             changes.shuffle(&mut rng);
             let mut rest = changes.as_slice();
             while !rest.is_empty() {
-                let (batch, tail) = rest.split_at(rng.random_range(1..8).min(rest.len()));
+                let (batch, tail) = rest.split_at(rng.random_range(sizes.clone()).min(rest.len()));
                 target.apply(batch.to_vec(), &[]).await?;
                 rest = tail;
             }

@@ -1,6 +1,7 @@
 //! The apply path against a real PostgreSQL.
 
 mod concurrency;
+mod copy;
 mod dead_letters;
 mod evolution;
 mod extremes;
