@@ -32,6 +32,8 @@ use crate::{
 
 /// Up to so many units (rows) go into one transaction together with the positions; more are spread over the pool.
 const SMALL: usize = 1000;
+/// Units of a large batch that are worth another connection: a transaction has its price, too.
+const SHARD: usize = 1250;
 /// Units and bytes of one transaction of a large batch: throughput grows no further beyond them.
 const CHUNK: usize = 2000;
 const CHUNK_BYTES: usize = 4 << 20;
@@ -345,7 +347,7 @@ impl Inner {
 
     /// Shards by bucket over the pool, so that no two of our transactions want the same locks.
     async fn write_sharded(self: Arc<Self>, units: Vec<Unit>, context: &Context) -> Result<Applied, ApplyError> {
-        let shards = self.config.pool_size.max(1);
+        let shards = units.len().div_ceil(SHARD).clamp(1, self.config.pool_size.max(1));
         let mut sharded: Vec<Vec<Unit>> = (0..shards).map(|_| Vec::new()).collect();
         for unit in units {
             let shard = usize::try_from(unit.bucket()).expect("never negative") % shards;
@@ -387,7 +389,7 @@ impl Inner {
             }
             for attempt in 0..ATTEMPTS {
                 let exclusive = attempt > 0;
-                let work = Work { units: &units, context, positions, floods: &self.floods, exclusive };
+                let work = Work { units: &units, context, positions, floods: &self.floods, exclusive, writes: true };
                 match transact(&self.pool, &work).await {
                     Ok(applied) => return Ok(applied),
                     Err(Failure::Again) => {}
@@ -453,8 +455,14 @@ impl Inner {
     pub(crate) async fn contains(&self, mut units: Vec<Unit>, now: LocalTime) -> Result<bool, TargetError> {
         let context = Context { now, ..Context::new(Purpose::Refuse) };
         for _ in 0..ATTEMPTS {
-            let work =
-                Work { units: &units, context: &context, positions: false, floods: &self.floods, exclusive: false };
+            let work = Work {
+                units: &units,
+                context: &context,
+                positions: false,
+                floods: &self.floods,
+                exclusive: false,
+                writes: false,
+            };
             match contains(&self.pool, &work).await {
                 Ok(contains) => return Ok(contains),
                 Err(Failure::Stale) => drop(self.renew(&mut units).await?),
@@ -505,15 +513,16 @@ impl Inner {
     }
 }
 
-/// Cuts by number and weight.
+/// Cuts by number, evenly, and by weight.
 fn chunks(units: Vec<Unit>) -> Vec<Vec<Unit>> {
+    let size = units.len().div_ceil(units.len().div_ceil(CHUNK).max(1));
     let mut chunks = Vec::new();
     let mut chunk = Vec::new();
     let mut weight = 0;
     for unit in units {
         weight += unit.weight();
         chunk.push(unit);
-        if chunk.len() == CHUNK || weight > CHUNK_BYTES {
+        if chunk.len() == size || weight > CHUNK_BYTES {
             chunks.push(std::mem::take(&mut chunk));
             weight = 0;
         }

@@ -25,10 +25,27 @@
 //!
 //! The shards of one process own disjoint buckets and never wait for each other.
 //!
+//! # New rows
+//!
+//! Many new rows of a table are written by `COPY`, which is an insert in all that matters here: within the transaction,
+//! under its locks, with every index and constraint checked, so that one of two that insert the same row fails. What it
+//! does not do is cast, and know row-level security; so the transaction first asks whether the columns have the very
+//! types that are sent (`Sql::may_copy`), by a statement that holds the table fast until the
+//! commit, and inserts if not. A second attempt inserts in any case.
+//!
+//! While a table only grows (`Growth` in `layout/relation.rs`), just a sample of the keys is looked up in it, and
+//! all of them in `_cdc.remains` and `_cdc.tombstones`. If anything at all is found, the rest is read as well. If not,
+//! the rows are *guessed* to be new, which is no risk but for time: a row that is live after all is in the table, so
+//! inserting it again fails (23505), and the second attempt reads everything. For that it has to be inserted; hence
+//! nothing is guessed of a batch that deletes, and a guessed row that would not be inserted (it does not show, or it
+//! cannot be held) starts the transaction over. Rows that are known, as all of a redelivery are, show in the sample, so
+//! that what is stale still writes nothing.
+//!
 //! # Round trips
 //!
 //! Two for most batches: `begin`, locks, fence and all reads go out together; so do all writes, the positions and
-//! `commit`. Reading whole partitions, which only deletions new to the target need, adds one.
+//! `commit`. Reading whole partitions, which only deletions new to the target need, adds one; so does a sample in which
+//! something is found; and a copy, which has to be granted before its rows are sent, and waits for what goes before it.
 
 mod read;
 mod write;
@@ -36,6 +53,7 @@ mod write;
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
+    ops::Range,
 };
 
 use bytes::Bytes;
@@ -106,6 +124,8 @@ pub(crate) struct Work<'w> {
     pub(crate) positions: bool,
     pub(crate) floods: &'w Floods,
     pub(crate) exclusive: bool,
+    /// Whether it is to be written, not only looked at.
+    pub(crate) writes: bool,
 }
 
 /// A version of a stored row.
@@ -129,6 +149,8 @@ struct Touched<'w> {
     before: RowState,
     live: Option<Version>,
     remains: Option<Version>,
+    /// Taken for new without a look.
+    guessed: bool,
     collides: bool,
 }
 
@@ -140,6 +162,8 @@ struct TableWork<'w> {
     tombstones: Vec<Tombstones<'w>>,
     /// Relations that may be copied to.
     may_copy: Vec<ColumnKind>,
+    /// What was read only a sample of.
+    sampled: Vec<(ColumnKind, Range<usize>)>,
 }
 
 struct Tombstones<'w> {
@@ -158,6 +182,9 @@ pub(crate) async fn transact(pool: &Pool, work: &Work<'_>) -> Result<Applied, Fa
     let locks = locks(work, &tables);
     let mut session = Session::acquire(pool).await?;
     let result = attempt(&mut session, work, &mut tables, &mut refusals, &locks).await;
+    if result.is_err() {
+        tables.iter().for_each(TableWork::stop_guessing);
+    }
     match result {
         Ok(applied) => {
             if work.context.purpose == Purpose::Rehearse {
@@ -328,6 +355,7 @@ fn arrange<'w>(work: &Work<'w>, refusals: &mut Vec<(usize, Refusal)>) -> Vec<Tab
             touched: Vec::new(),
             tombstones: Vec::new(),
             may_copy: Vec::new(),
+            sampled: Vec::new(),
         });
         let place = *places.entry((layout.schema.id, &unit.partition)).or_insert_with(|| {
             table.tombstones.push(Tombstones {
@@ -406,6 +434,7 @@ impl<'w> Touched<'w> {
             before: RowState::default(),
             live: None,
             remains: None,
+            guessed: false,
             collides: false,
         }
     }
@@ -438,6 +467,13 @@ impl<'w> TableWork<'w> {
         });
     }
 
+    /// If anything was guessed.
+    fn stop_guessing(&self) {
+        for row in self.touched.iter().filter(|row| row.guessed) {
+            self.layout.relation(row.kind()).expect("was read").growth.has_ended();
+        }
+    }
+
     fn damaged(&self, error: StateError) -> TargetError {
         TargetError::State { table: self.layout.schema.full_name(), error }
     }
@@ -448,7 +484,7 @@ impl<'w> TableWork<'w> {
         writes: &mut Writes<'w>,
         refusals: &mut Vec<(usize, Refusal)>,
         applied: &mut Applied,
-    ) -> Result<(), TargetError> {
+    ) -> Result<(), Attempt> {
         let schema = &self.layout.schema;
         for row in &mut self.touched {
             if row.collides {
@@ -471,6 +507,10 @@ impl<'w> TableWork<'w> {
                     Cow::Owned(after)
                 }
             };
+            // It would be put elsewhere than where the key keeps it from being there twice.
+            if row.guessed && !after.is_visible(work.context.now) {
+                return Err(Attempt::Failure(Failure::Again));
+            }
             let expired = row.refresh && row.live.is_some();
             if *after == before && !expired {
                 applied.rows_stale += usize::from(row.unit.is_some());
@@ -478,11 +518,14 @@ impl<'w> TableWork<'w> {
             }
             match writes.put(row, &after, work.context.now) {
                 Ok(()) => applied.rows_written += 1,
+                Err(_) if row.guessed => return Err(Attempt::Failure(Failure::Again)),
                 Err((column, error)) => match row.unit {
                     Some(unit) => {
                         refusals.push((unit, unrepresentable("VALUE_UNREPRESENTABLE", Some(column), error)));
                     }
-                    None => return Err(TargetError::State { table: schema.full_name(), error: StateError::Damaged }),
+                    None => {
+                        return Err(TargetError::State { table: schema.full_name(), error: StateError::Damaged }.into());
+                    }
                 },
             }
         }

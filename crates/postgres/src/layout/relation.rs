@@ -1,6 +1,9 @@
 //! One target table and the statements on it.
 
-use std::fmt::Write;
+use std::{
+    fmt::Write,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use cdc_model::{ColumnId, ColumnKind, ColumnState, CqlType, LocalTime, TableSchema};
 use tokio_postgres::types::Type;
@@ -93,6 +96,28 @@ pub(crate) struct Relation {
     /// Whether there is a column [`KEY`].
     pub(crate) stores_key: bool,
     pub(crate) sql: Sql,
+    pub(crate) growth: Growth,
+}
+
+/// Whether a table only grows at present: for how many large batches on end all rows were new.
+#[derive(Debug, Default)]
+pub(crate) struct Growth(AtomicUsize);
+
+impl Growth {
+    /// So many that no table with now and then a known row among the new ones reaches them.
+    const STEADY: usize = 8;
+
+    pub(crate) fn is_steady(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= Self::STEADY
+    }
+
+    pub(crate) fn saw_new_rows_only(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_ended(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug)]
@@ -128,7 +153,7 @@ impl Relation {
         let name = format!("{}.{}", quote(&config.schema), quote(bare));
         let sql = Sql::new(&name, &key, schema.partition_key.len(), &values, stores_key);
         let partition_columns = schema.partition_key.len();
-        Self { kind, name, key, partition_columns, values, stores_key, sql }
+        Self { kind, name, key, partition_columns, values, stores_key, sql, growth: Growth::default() }
     }
 
     pub(crate) fn columns(&self) -> impl Iterator<Item = &TargetColumn> {

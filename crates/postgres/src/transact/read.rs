@@ -1,6 +1,6 @@
 //! What is known of the rows that a transaction may change.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use bytes::Bytes;
 use cdc_model::{
@@ -40,6 +40,8 @@ const READ_PARTITION_REMAINS: &str = "-- cdc: read partitions' remains\nselect k
 
 /// New rows from which on a copy is faster than an insert, although it waits once more for PostgreSQL.
 const COPY_MIN: usize = 100;
+/// Of so many rows of a table that only grows one is looked up.
+const SAMPLE: usize = 16;
 
 pub(super) async fn read(
     session: &mut Session,
@@ -73,7 +75,7 @@ pub(super) async fn read(
     }
     let mut plan = Vec::new();
     for (index, table) in tables.iter().enumerate() {
-        table.plan_reads(index, work.exclusive, &mut plan, &mut calls);
+        table.plan_reads(index, work, &mut plan, &mut calls);
     }
     let mut answers = session.run(Frame::Begin, calls).await?.into_iter().skip(first);
     if fenced {
@@ -95,6 +97,9 @@ pub(super) async fn read(
     }
     for ((index, read), rows) in plan.into_iter().zip(answers) {
         tables[index].take_answer(&read, &rows)?;
+    }
+    for table in tables {
+        table.read_sampled(session).await?;
     }
     Ok(())
 }
@@ -151,13 +156,13 @@ pub(super) async fn read_partitions(session: &mut Session, tables: &mut [TableWo
 enum Read {
     MayCopy(ColumnKind),
     Tombstones,
-    /// Positions in `touched`.
-    Rows(ColumnKind, std::ops::Range<usize>),
+    /// Every so many of a range of `touched`.
+    Rows(ColumnKind, Range<usize>, usize),
     Remains,
 }
 
 impl<'w> TableWork<'w> {
-    fn plan_reads(&self, index: usize, again: bool, plan: &mut Vec<(usize, Read)>, calls: &mut Vec<Call<'w>>) {
+    fn plan_reads(&self, index: usize, work: &Work<'_>, plan: &mut Vec<(usize, Read)>, calls: &mut Vec<Call<'w>>) {
         let id = self.layout.schema.id.0;
         let keys = Array::collect(Type::BYTEA, self.tombstones.iter().map(|tombstones| tombstones.partition));
         calls.push(Call::new(READ_TOMBSTONES).with(id).with(keys));
@@ -165,17 +170,12 @@ impl<'w> TableWork<'w> {
         let statics = self.touched.partition_point(|row| row.clustering.is_none());
         for (kind, range) in [(ColumnKind::Static, 0..statics), (ColumnKind::Regular, statics..self.touched.len())] {
             let Some(relation) = self.layout.relation(kind).filter(|_| !range.is_empty()) else { continue };
-            let mut arrays: Vec<Array> = relation.key.iter().map(|c| Array::new(c.pg.clone())).collect();
-            for row in &self.touched[range.clone()] {
-                for (array, value) in arrays.iter_mut().zip(&row.key) {
-                    array.push(Some(value));
-                }
-            }
-            calls.push(arrays.into_iter().fold(Call::new(&relation.sql.select_rows), Call::with));
-            let may_copy = !again && range.len() >= COPY_MIN;
-            plan.push((index, Read::Rows(kind, range)));
+            let large = range.len() >= COPY_MIN && work.writes && !work.exclusive;
+            let step = if large && relation.growth.is_steady() && self.only_shows(work) { SAMPLE } else { 1 };
+            calls.push(self.select_rows(relation, range.clone(), step));
+            plan.push((index, Read::Rows(kind, range, step)));
             // After the rows, so that it is known how many of them are new.
-            if may_copy {
+            if large {
                 calls.push(Call::new(&relation.sql.may_copy));
                 plan.push((index, Read::MayCopy(kind)));
             }
@@ -186,6 +186,43 @@ impl<'w> TableWork<'w> {
             calls.push(Call::new(READ_REMAINS).with(id).with(partitions).with(clusterings));
             plan.push((index, Read::Remains));
         }
+    }
+
+    fn select_rows(&self, relation: &'w Relation, range: Range<usize>, step: usize) -> Call<'w> {
+        let mut arrays: Vec<Array> = relation.key.iter().map(|c| Array::new(c.pg.clone())).collect();
+        for row in self.touched[range].iter().step_by(step) {
+            for (array, value) in arrays.iter_mut().zip(&row.key) {
+                array.push(Some(value));
+            }
+        }
+        arrays.into_iter().fold(Call::new(&relation.sql.select_rows), Call::with)
+    }
+
+    /// Whether no unit deletes anything, or may leave a row that does not show.
+    fn only_shows(&self, work: &Work<'_>) -> bool {
+        let shows = |row: &Touched<'_>| {
+            !row.refresh
+                && row.change.is_some_and(|change| change.deletion.is_none() && change.is_visible(work.context.now))
+        };
+        self.touched.iter().all(shows) && self.tombstones.iter().all(|tombstones| tombstones.change.is_none())
+    }
+
+    /// Reads the rows of which only a sample was read, unless the sample says that all of them are new.
+    async fn read_sampled(&mut self, session: &mut Session) -> Result<(), Attempt> {
+        let known = |row: &Touched<'_>| row.live.is_some() || row.remains.is_some();
+        let all_new = !self.touched.iter().any(known) && self.tombstones.iter().all(|t| t.merged.is_empty());
+        for (kind, range) in std::mem::take(&mut self.sampled) {
+            let relation = self.layout.relation(kind).expect("was read");
+            if all_new {
+                self.touched[range.clone()].iter_mut().for_each(|row| row.guessed = true);
+                continue;
+            }
+            let call = self.select_rows(relation, range.clone(), 1);
+            let rows = session.run(Frame::Inside, vec![call]).await?.remove(0);
+            self.take_answer(&Read::Rows(kind, range, 1), &rows)?;
+            relation.growth.has_ended();
+        }
+        Ok(())
     }
 
     fn take_answer(&mut self, read: &Read, rows: &[Row]) -> Result<(), TargetError> {
@@ -210,12 +247,20 @@ impl<'w> TableWork<'w> {
                     }
                 }
             }
-            Read::Rows(kind, range) => {
+            Read::Rows(kind, range, step) => {
                 let relation = self.layout.relation(*kind).expect("was read");
+                match rows.is_empty() {
+                    true if range.len() >= COPY_MIN => relation.growth.saw_new_rows_only(),
+                    true => {}
+                    false => relation.growth.has_ended(),
+                }
+                if *step > 1 {
+                    self.sampled.push((*kind, range.clone()));
+                }
                 let key_at = 5 + relation.reversible().count();
                 for row in rows {
                     let (version, state) = self.stored(relation, row)?;
-                    let touched = &mut self.touched[range.start + ordinal(row)];
+                    let touched = &mut self.touched[range.start + step * ordinal(row)];
                     touched.live = Some(version);
                     touched.learn(state);
                     let key = || join_key(&touched.partition, touched.clustering.as_ref());

@@ -1,14 +1,15 @@
 //! New rows that are many enough to be copied.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use anyhow::Result;
-use cdc_model::{Change, ChangeBody, ColumnState, Liveness, LocalTime, WriteTime};
+use cdc_model::{Bound, Change, ChangeBody, ColumnState, Liveness, LocalTime, RangeTombstone, TableSchema, WriteTime};
+use cdc_postgres::Target;
 use cdc_runtime::Secret;
 
 use crate::support::{
-    Database, change, delete_partition, delete_row, expected, expiring, insert, int, live, now, orders, state, stored,
-    text,
+    Database, change, delete_partition, delete_row, deletion, expected, expiring, insert, int, live, now, orders,
+    state, stored, text,
 };
 
 /// Rows that are certainly copied if they are new.
@@ -156,5 +157,64 @@ async fn where_a_copy_would_not_do_rows_are_inserted() -> Result<()> {
     }
     assert_eq!(stored(&database, "p").await?, expected(&changes, now()));
     assert_eq!(noted(&database).await?, ["-- cdc: insert rows".to_owned()].into());
+    Ok(())
+}
+
+/// Large batches of new rows until only samples of the next ones are looked up.
+async fn grow(target: &Target, table: &Arc<TableSchema>, p: &str) -> Result<Vec<Change>> {
+    let row = |c| insert(table, p, c, 1, "t", 5);
+    let batches: Vec<Vec<Change>> = (0..12).map(|n| (n * MANY..(n + 1) * MANY).map(row).collect()).collect();
+    for batch in &batches {
+        target.apply(batch.clone(), &[]).await?;
+    }
+    Ok(batches.concat())
+}
+
+#[tokio::test]
+async fn of_a_table_that_only_grows_few_keys_are_looked_up() -> Result<()> {
+    let mut database = Database::create().await?;
+    database.config.pool_size = 1;
+    let target = database.target().await?;
+    let changes = grow(&target, &orders(), "p").await?;
+    drop(target);
+    // A connection has counted what it did when it ends.
+    let connected =
+        "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'cdc'";
+    while database.number(connected).await? > 0 {
+        tokio::task::yield_now().await;
+    }
+    let scans = database.number("select sum(idx_scan) from pg_stat_user_indexes where relname = 'cdc_Orders'").await?;
+    assert!(scans < 9 * i64::from(MANY), "{scans} lookups");
+    assert_eq!(stored(&database, "p").await?, expected(&changes, now()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_sample_of_the_keys_does_not_show_is_found_all_the_same() -> Result<()> {
+    let database = Database::create().await?;
+    let target = database.target().await?;
+    let table = orders();
+    let range = {
+        let bound = |c| Bound { prefix: vec![int(c)], inclusive: true };
+        RangeTombstone { start: bound(3), end: bound(9), deletion: deletion(7) }
+    };
+    // What is known of a partition before the table grows; what comes with the many rows of it after that.
+    let cases: [(&str, Vec<Change>, Vec<Change>); 6] = [
+        ("newer", vec![insert(&table, "newer", 7, -1, "x", 9)], Vec::new()),
+        ("older", vec![insert(&table, "older", 7, -1, "x", 1)], Vec::new()),
+        ("deleted", vec![delete_row(&table, "deleted", 7, 9)], Vec::new()),
+        ("range", vec![change(&table, "range", ChangeBody::DeleteRange(range))], Vec::new()),
+        ("deletes", vec![insert(&table, "deletes", 1000, 1, "x", 1)], vec![delete_row(&table, "deletes", 1000, 9)]),
+        ("all", vec![insert(&table, "all", 1000, 1, "x", 1)], vec![delete_partition(&table, "all", 4)]),
+    ];
+    for (p, mut changes, with) in cases {
+        target.apply(changes.clone(), &[]).await?;
+        grow(&target, &table, &format!("grown {p}")).await?;
+        let batch: Vec<Change> = (0..MANY).map(|c| insert(&table, p, c, 1, "t", 5)).chain(with).collect();
+        target.apply(batch.clone(), &[]).await?;
+        changes.extend(batch);
+        assert_eq!(stored(&database, p).await?, expected(&changes, now()), "{p}");
+        assert_eq!(target.apply(changes, &[]).await?.rows_written, 0, "{p}");
+    }
     Ok(())
 }
