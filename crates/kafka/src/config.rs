@@ -152,11 +152,15 @@ const CONSUMER: [(&str, &str); 12] = [
     ("enable.partition.eof", "false"),
 ];
 
-/// Derived from fields of [`KafkaConfig`].
-const DERIVED: [&str; 13] = [
+/// Of a static member: what its restart may take until its partitions move to the others.
+const STATIC_SESSION_MS: &str = "45000";
+
+/// Derived from fields of [`KafkaConfig`], or of the sink's section.
+const DERIVED: [&str; 14] = [
     "bootstrap.servers",
     "metadata.broker.list",
     "group.id",
+    "group.instance.id",
     "compression.codec",
     "compression.type",
     "linger.ms",
@@ -251,10 +255,13 @@ impl KafkaConfig {
         client
     }
 
-    pub(crate) fn consumer(&self, group: &str) -> ClientConfig {
+    pub(crate) fn consumer(&self, group: &str, instance_id: Option<&str>) -> ClientConfig {
         let mut client = self.client();
         for (name, value) in CONSUMER {
             client.set(name, value);
+        }
+        if let Some(id) = instance_id {
+            client.set("group.instance.id", id).set("session.timeout.ms", STATIC_SESSION_MS);
         }
         client
             .set("group.id", group)
@@ -294,7 +301,7 @@ mod tests {
     #[test]
     fn librdkafka_accepts_and_keeps_what_is_pinned() {
         let config = KafkaConfig::new(vec!["localhost:9092".to_owned()]);
-        for (client, pinned) in [(config.producer(), &PRODUCER[..]), (config.consumer("g"), &CONSUMER[..])] {
+        for (client, pinned) in [(config.producer(), &PRODUCER[..]), (config.consumer("g", None), &CONSUMER[..])] {
             let native = client.create_native_config().unwrap();
             for (name, value) in pinned {
                 let kept = native.get(name).unwrap();

@@ -3,7 +3,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -42,8 +45,8 @@ pub enum Start {
 
 /// The owner's part in rebalances. All run on the thread that polls, within [`Consumer::poll`] or on drop.
 pub trait Assignment: Send + Sync + 'static {
-    /// Says where each of these begins; `None` if this process is about to end, and nothing should be read. May
-    /// block; beyond `max.poll.interval.ms` (5 minutes) the group goes on without this member, which joins again.
+    /// Says where each of these begins, or `None` to say so by [`Consumer::assign`] later. Until then the partitions
+    /// held before are read on, and the group waits for this member before it moves any other partition.
     fn assigned(&self, partitions: &[TopicPartition]) -> Option<Vec<Start>>;
 
     /// These belong to another member from now on, or to none.
@@ -77,11 +80,14 @@ impl Record {
 
 pub struct Consumer<A: Assignment> {
     driver: BaseConsumer<Context<A>>,
+    instance_id: Option<String>,
 }
 
 struct Context<A> {
     owner: A,
     next: Mutex<Next>,
+    /// The owner has not said yet where the partitions it was given begin.
+    is_assigning: AtomicBool,
 }
 
 /// Offset wanted next of every partition held, by topic; -1 until the first record after a start from the beginning.
@@ -126,38 +132,54 @@ impl<A: Assignment> ClientContext for Context<A> {
 impl<A: Assignment> ConsumerContext for Context<A> {
     fn rebalance(&self, driver: &BaseConsumer<Self>, kind: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let partitions = partitions(list);
-        let outcome = if kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+        if kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             match self.owner.assigned(&partitions) {
-                None => driver.incremental_assign(&TopicPartitionList::new()),
-                Some(starts) => {
-                    self.next(|next| {
-                        for (at, start) in partitions.iter().zip(&starts) {
-                            let offset = if let Start::Offset(offset) = start { *offset } else { -1 };
-                            next.entry(Arc::clone(&at.topic)).or_default().insert(at.partition, offset);
-                        }
-                    });
-                    let offset = |start: &Start| match start {
-                        Start::Beginning => Offset::Beginning,
-                        Start::Offset(offset) => Offset::Offset(*offset),
-                    };
-                    to_list(partitions.iter().zip(&starts).map(|(at, start)| (at, offset(start))))
-                        .and_then(|list| driver.incremental_assign(&list))
-                }
+                None => self.is_assigning.store(true, Ordering::Relaxed),
+                Some(starts) => self.assign(driver, partitions.into_iter().zip(starts).collect()),
             }
         } else {
-            self.owner.revoked(&partitions);
-            self.next(|next| {
-                for at in &partitions {
-                    next.get_mut(&at.topic).map(|next| next.remove(&at.partition));
-                }
-            });
-            driver.incremental_unassign(list)
-        };
-        match outcome {
-            Ok(()) => tracing::info!(?kind, partitions = partitions.len(), "consumer group rebalanced"),
-            // librdkafka has dropped the assignment meanwhile and will offer a new one.
-            Err(error) => tracing::warn!(%error, "consumer group rebalance was overtaken"),
+            self.revoke(&partitions);
+            settled("revoked", partitions.len(), driver.incremental_unassign(list));
         }
+    }
+}
+
+fn settled(what: &str, partitions: usize, outcome: Result<(), Driver>) {
+    match outcome {
+        Ok(()) => tracing::info!(partitions, "consumer group rebalanced, partitions {what}"),
+        // librdkafka has dropped the assignment meanwhile and will offer a new one.
+        Err(error) => tracing::warn!(%error, "consumer group rebalance was overtaken"),
+    }
+}
+
+impl<A: Assignment> Context<A> {
+    fn assign(&self, driver: &BaseConsumer<Self>, starts: Vec<(TopicPartition, Start)>) {
+        self.is_assigning.store(false, Ordering::Relaxed);
+        self.next(|next| {
+            for (at, start) in &starts {
+                let offset = if let Start::Offset(offset) = start { *offset } else { -1 };
+                next.entry(Arc::clone(&at.topic)).or_default().insert(at.partition, offset);
+            }
+        });
+        let offset = |start: &Start| match start {
+            Start::Beginning => Offset::Beginning,
+            Start::Offset(offset) => Offset::Offset(*offset),
+        };
+        let list = to_list(starts.iter().map(|(at, start)| (at, offset(start))));
+        let outcome = list.and_then(|list| driver.incremental_assign(&list));
+        if outcome.is_err() {
+            self.revoke(&starts.iter().map(|(at, _)| at.clone()).collect::<Vec<_>>());
+        }
+        settled("assigned", starts.len(), outcome);
+    }
+
+    fn revoke(&self, partitions: &[TopicPartition]) {
+        self.owner.revoked(partitions);
+        self.next(|next| {
+            for at in partitions {
+                next.get_mut(&at.topic).map(|next| next.remove(&at.partition));
+            }
+        });
     }
 }
 
@@ -182,30 +204,41 @@ fn to_list<'a>(offsets: impl Iterator<Item = (&'a TopicPartition, Offset)>) -> R
 }
 
 impl<A: Assignment> Consumer<A> {
-    /// Joins `group` for the topics of all tables, present and future. Does not wait for a broker.
-    pub fn connect(config: &KafkaConfig, group: &str, owner: A) -> Result<Self, KafkaError> {
-        let context = Context { owner, next: Mutex::default() };
+    /// Joins `group` for the topics of all tables, present and future. Does not wait for a broker. With an
+    /// `instance_id` it is a static member: its partitions wait for it while it restarts.
+    pub fn connect(config: &KafkaConfig, group: &str, instance_id: Option<&str>, owner: A) -> Result<Self, KafkaError> {
+        let context = Context { owner, next: Mutex::default(), is_assigning: AtomicBool::default() };
         let driver: BaseConsumer<_> =
-            config.consumer(group).create_with_context(context).map_err(KafkaError::Settings)?;
+            config.consumer(group, instance_id).create_with_context(context).map_err(KafkaError::Settings)?;
         driver.subscribe(&[&config.template().pattern()]).map_err(KafkaError::Consume)?;
-        Ok(Self { driver })
+        Ok(Self { driver, instance_id: instance_id.map(str::to_owned) })
     }
 
     pub fn owner(&self) -> &A {
         &self.driver.context().owner
     }
 
+    /// The owner's answer to the last [`Assignment::assigned`] that it left open, of all its partitions.
+    pub fn assign(&self, starts: Vec<(TopicPartition, Start)>) {
+        self.driver.context().assign(&self.driver, starts);
+    }
+
+    /// Whether [`Self::assign`] is waited for.
+    pub fn is_assigning(&self) -> bool {
+        self.driver.context().is_assigning.load(Ordering::Relaxed)
+    }
+
     /// The next record, if one comes within the timeout; also where rebalances happen.
     ///
     /// # Errors
     /// [`KafkaError::OffsetGone`]: reading of that partition has stopped, the others go on.
-    /// [`KafkaError::Fatal`]: make a new consumer. Anything else librdkafka repairs by itself: poll on.
+    /// [`KafkaError::Fatal`]: make a new consumer. [`KafkaError::Replaced`]: do not. Anything else librdkafka repairs by itself: poll on.
     pub fn poll(&self, timeout: Duration) -> Result<Option<Record>, KafkaError> {
         match self.driver.poll(timeout) {
             None => Ok(None),
             Some(Ok(message)) => Ok(Some(self.record(&message))),
             Some(Err(Driver::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset))) => Err(self.offset_gone()),
-            Some(Err(Driver::MessageConsumptionFatal(code))) => Err(KafkaError::Fatal(code.to_string())),
+            Some(Err(Driver::MessageConsumptionFatal(code))) => Err(self.fatal(code)),
             Some(Err(error)) => Err(KafkaError::Consume(error)),
         }
     }
@@ -227,6 +260,16 @@ impl<A: Assignment> Consumer<A> {
             payload: message.payload().map(Bytes::copy_from_slice),
             timestamp_ms: message.timestamp().to_millis(),
             headers: headers(message),
+        }
+    }
+
+    fn fatal(&self, code: RDKafkaErrorCode) -> KafkaError {
+        match (self.driver.client().fatal_error(), &self.instance_id) {
+            (Some((RDKafkaErrorCode::FencedInstanceId, _)), Some(id)) => {
+                KafkaError::Replaced { instance_id: id.clone() }
+            }
+            (Some((_, reason)), _) => KafkaError::Fatal(reason),
+            (None, _) => KafkaError::Fatal(code.to_string()),
         }
     }
 
@@ -268,5 +311,14 @@ impl<A: Assignment> Consumer<A> {
             return Ok(());
         }
         self.driver.commit(&list, CommitMode::Async).map_err(KafkaError::Consume)
+    }
+}
+
+impl<A: Assignment> Drop for Consumer<A> {
+    /// librdkafka does not leave the group before it has its answer.
+    fn drop(&mut self) {
+        if self.is_assigning() {
+            self.assign(Vec::new());
+        }
     }
 }

@@ -20,8 +20,13 @@ pub enum KafkaError {
     TooLarge { topic: String, bytes: usize, max: usize },
     #[error("a record for topic {topic} was not accepted")]
     Delivery { topic: String, source: Driver },
-    #[error("the producer can go no further and must be made anew: {0}")]
+    #[error("the Kafka client can go no further and must be made anew: {0}")]
     Fatal(String),
+    #[error(
+        "another process has joined the group as sink.instance_id `{instance_id}`, so this one ends; give each sink an \
+         id of its own"
+    )]
+    Replaced { instance_id: String },
     #[error("reading from Kafka failed")]
     Consume(#[source] Driver),
     #[error(

@@ -73,7 +73,7 @@ impl SchemaFollower {
     pub fn start(config: &KafkaConfig) -> Result<Self, KafkaError> {
         // A group id is demanded though no group is joined: partitions are assigned by hand, nothing is committed.
         let consumer: BaseConsumer<Quiet> = config
-            .consumer(SCHEMA_TOPIC)
+            .consumer(SCHEMA_TOPIC, None)
             .set("auto.offset.reset", "earliest")
             .set("statistics.interval.ms", "0")
             .create_with_context(Quiet)

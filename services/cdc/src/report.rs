@@ -70,7 +70,8 @@ impl Report for ProcessReport {
         if failing.is_empty() {
             return Ok(());
         }
-        let failing: Vec<String> = failing.iter().map(|(writer, cause)| format!("{writer}: {cause}")).collect();
+        let failing: Vec<String> =
+            failing.iter().map(|(writer, failing)| format!("{writer}: {}", failing.cause)).collect();
         Err(failing.join("; "))
     }
 

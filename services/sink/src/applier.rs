@@ -74,7 +74,8 @@ impl Applier {
         metrics: Arc<SinkMetrics>,
         lifecycle: &Lifecycle,
     ) -> Result<Self, SinkError> {
-        let claim = lifecycle.soft().run_until_cancelled(claim(&target, &stream)).await.ok_or(SinkError::Stopped)?;
+        let claim =
+            lifecycle.soft().run_until_cancelled(claim(&target, &stream, &metrics)).await.ok_or(SinkError::Stopped)?;
         let (chunks, queue) = mpsc::channel(CHUNKS);
         let durable = watch::Sender::new(claim.position.clone());
         let watch = durable.subscribe();
@@ -101,8 +102,8 @@ pub(crate) fn capacity(config: &SinkConfig) -> u32 {
 }
 
 /// Claims a stream, however long it takes.
-pub(crate) async fn claim(target: &Target, stream: &StreamName) -> Claim {
-    let mut patience = Patience::new(format!("claiming {stream}"));
+pub(crate) async fn claim(target: &Target, stream: &StreamName, metrics: &Arc<SinkMetrics>) -> Claim {
+    let mut patience = Patience::new(format!("claiming {stream}")).shown(metrics, stream.to_string());
     loop {
         match target.claim(stream).await {
             Ok(claim) => {

@@ -27,6 +27,8 @@ pub struct SinkConfig {
     pub batch_bytes: usize,
     /// Kafka consumer group; sinks of one group share the work.
     pub group: String,
+    /// Names this sink among those of its group, across restarts; its partitions wait for it while it restarts.
+    pub instance_id: Option<String>,
     /// Milliseconds between two looks for expired cells.
     pub sweep_interval_ms: u64,
     /// Seconds between two looks for deletions to forget.
@@ -44,6 +46,7 @@ impl Default for SinkConfig {
             batch_rows: BATCH_ROWS,
             batch_bytes: BATCH_BYTES,
             group: GROUP.to_owned(),
+            instance_id: None,
             sweep_interval_ms: SWEEP_INTERVAL_MS,
             purge_interval_s: PURGE_INTERVAL_S,
             purge_horizon_s: PURGE_HORIZON_S,
@@ -65,6 +68,15 @@ impl SinkConfig {
         }
         if self.group.is_empty() {
             faults.push("sink.group is empty: name the consumer group, such as cdc-connect".to_owned());
+        }
+        let legal = |id: &&String| {
+            (1..=249).contains(&id.len()) && id.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        };
+        if let Some(id) = self.instance_id.as_ref().filter(|id| !legal(id) || [".", ".."].contains(&id.as_str())) {
+            faults.push(format!(
+                "sink.instance_id is `{id}`: use 1 to 249 letters, digits, `.`, `_` and `-`, different for each sink, or \
+                 leave it out"
+            ));
         }
         if !(10..=3_600_000).contains(&self.sweep_interval_ms) {
             faults.push(format!("sink.sweep_interval_ms is {}: use 10 to 3600000", self.sweep_interval_ms));

@@ -39,7 +39,8 @@ impl DeadLetters {
 
     /// Returns once every letter is in the topic, however long that takes.
     pub(crate) async fn publish(&self) {
-        let mut patience = Patience::new(format!("writing to {DEAD_LETTER_TOPIC}"));
+        let mut patience =
+            Patience::new(format!("writing to {DEAD_LETTER_TOPIC}")).shown(&self.metrics, DEAD_LETTER_TOPIC);
         let mut publisher = self.publisher.lock().await;
         loop {
             let delay = match self.target.unpublished_dead_letters(AT_ONCE).await {
@@ -47,28 +48,22 @@ impl DeadLetters {
                 Ok(letters) => match self.send(&mut publisher, &letters).await {
                     Ok(()) => {
                         let ids = letters.iter().map(|letter| letter.id).collect();
-                        self.target.dead_letters_published(ids).await.map_or_else(
-                            |error| self.failed(&mut patience, error.disposition(), &error),
-                            |()| Duration::ZERO,
-                        )
+                        self.target
+                            .dead_letters_published(ids)
+                            .await
+                            .map_or_else(|error| patience.failed(error.disposition(), &error), |()| Duration::ZERO)
                     }
                     Err(error) => {
                         // The producer may be beyond use.
                         *publisher = None;
-                        self.failed(&mut patience, Disposition::Retry, &error)
+                        patience.failed(Disposition::Retry, &error)
                     }
                 },
-                Err(error) => self.failed(&mut patience, error.disposition(), &error),
+                Err(error) => patience.failed(error.disposition(), &error),
             };
             tokio::time::sleep(delay).await;
         }
         patience.succeeded();
-        self.metrics.works(DEAD_LETTER_TOPIC);
-    }
-
-    fn failed(&self, patience: &mut Patience, disposition: Disposition, error: &dyn std::error::Error) -> Duration {
-        self.metrics.failing(DEAD_LETTER_TOPIC, error);
-        patience.failed(disposition, error)
     }
 
     async fn send(&self, publisher: &mut Option<Publisher>, letters: &[UnpublishedLetter]) -> Result<(), KafkaError> {

@@ -30,6 +30,6 @@ mod writer;
 pub use applier::{Applier, Batch, BatchSender, Closed};
 pub use config::SinkConfig;
 pub use error::SinkError;
-pub use metrics::{PartitionStatus, SinkMetrics, SinkStatus};
+pub use metrics::{FailingStatus, PartitionStatus, SinkMetrics, SinkStatus};
 pub use poison::decode_again;
 pub use run::{connect, run};

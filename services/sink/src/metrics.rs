@@ -7,12 +7,12 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
     },
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use cdc_kafka::TopicPartition;
 use cdc_model::WriteTime;
-use cdc_postgres::{Applied, ErrorType};
+use cdc_postgres::{Applied, Disposition, ErrorType};
 use serde::Serialize;
 
 /// Upper ends of the latency histogram's buckets, seconds.
@@ -36,8 +36,16 @@ pub struct SinkMetrics {
     pub last_commit_ms: AtomicI64,
     latency: Histogram,
     /// What fails right now, by the name of its writer.
-    failing: Mutex<BTreeMap<String, String>>,
+    failing: Mutex<BTreeMap<String, Failing>>,
     partitions: Mutex<BTreeMap<TopicPartition, Progress>>,
+}
+
+#[derive(Debug)]
+struct Failing {
+    cause: String,
+    since: Instant,
+    /// `None`: there is none.
+    next_try: Option<(Disposition, Instant)>,
 }
 
 #[derive(Default, Debug)]
@@ -70,7 +78,16 @@ pub struct SinkStatus {
     pub lag: i64,
     pub partitions: Vec<PartitionStatus>,
     /// What fails right now, and why.
-    pub failing: BTreeMap<String, String>,
+    pub failing: BTreeMap<String, FailingStatus>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct FailingStatus {
+    pub cause: String,
+    /// `waiting` for a server, `halted` until someone has removed the cause, or `stopped` for good.
+    pub state: &'static str,
+    pub for_seconds: u64,
+    pub next_try_in_seconds: Option<u64>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -80,6 +97,19 @@ pub struct PartitionStatus {
     pub next: Option<i64>,
     pub end: Option<i64>,
     pub lag: Option<i64>,
+}
+
+impl Failing {
+    fn status(&self) -> FailingStatus {
+        let state = match self.next_try {
+            None => "stopped",
+            Some((Disposition::Retry, _)) => "waiting",
+            Some((Disposition::Quarantine | Disposition::Halt, _)) => "halted",
+        };
+        let next_try = self.next_try.map(|(_, at)| at.saturating_duration_since(Instant::now()).as_secs());
+        let for_seconds = self.since.elapsed().as_secs();
+        FailingStatus { cause: self.cause.clone(), state, for_seconds, next_try_in_seconds: next_try }
+    }
 }
 
 impl Progress {
@@ -116,8 +146,15 @@ impl SinkMetrics {
         self.pauses.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn failing(&self, name: &str, error: &dyn std::error::Error) {
-        lock(&self.failing).insert(name.to_owned(), crate::error::chain(error));
+    pub(crate) fn failing(
+        &self,
+        name: &str,
+        error: &dyn std::error::Error,
+        since: Instant,
+        next_try: Option<(Disposition, Instant)>,
+    ) {
+        let failing = Failing { cause: crate::error::chain(error), since, next_try };
+        lock(&self.failing).insert(name.to_owned(), failing);
     }
 
     pub(crate) fn works(&self, name: &str) {
@@ -171,7 +208,7 @@ impl SinkMetrics {
             last_commit_ms: Some(self.last_commit_ms.load(Relaxed)).filter(|time| *time != 0),
             lag: partitions.iter().filter_map(|partition| partition.lag).sum(),
             partitions,
-            failing: lock(&self.failing).clone(),
+            failing: lock(&self.failing).iter().map(|(name, failing)| (name.clone(), failing.status())).collect(),
         }
     }
 
@@ -218,6 +255,10 @@ impl SinkMetrics {
         }
         writeln!(out, "# HELP cdc_failing Writers that cannot go on at present.\n# TYPE cdc_failing gauge")?;
         writeln!(out, "cdc_failing{{role=\"sink\"}} {}", status.failing.len())?;
+        writeln!(out, "# HELP cdc_failing_seconds For how long the first of them has not been able to go on.")?;
+        writeln!(out, "# TYPE cdc_failing_seconds gauge")?;
+        let longest = status.failing.values().map(|failing| failing.for_seconds).max().unwrap_or(0);
+        writeln!(out, "cdc_failing_seconds{{role=\"sink\"}} {longest}")?;
         self.latency.write(out)
     }
 }

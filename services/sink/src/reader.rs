@@ -12,6 +12,7 @@ use std::{
 use cdc_kafka::{Assignment, Consumer, KafkaConfig, KafkaError, Record, SchemaFollower, Start, TopicPartition};
 use cdc_postgres::{Advance, Claim, Disposition, StreamName, Target};
 use cdc_runtime::Lifecycle;
+use futures::StreamExt as _;
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, mpsc},
@@ -27,12 +28,14 @@ use crate::{
 };
 
 const POLL: Duration = Duration::from_millis(100);
-/// While a lane is paused, room is looked for this often.
-const POLL_PAUSED: Duration = Duration::from_millis(10);
+/// While a lane is paused or partitions are being claimed, this often is looked whether that is over.
+const POLL_WAITING: Duration = Duration::from_millis(10);
 const FULL: Duration = Duration::from_millis(500);
 /// Records taken off at once, so that a lane is woken once for many.
 const TAKE: usize = 500;
 const HINT_INTERVAL: Duration = Duration::from_secs(1);
+/// Partitions claimed at a time; the writers need connections, too.
+const CLAIMS: usize = 4;
 /// A record's share of memory beside its bytes, with a header or two.
 const RECORD_OVERHEAD: usize = 512;
 /// A lane's least share of the memory, bytes.
@@ -93,36 +96,37 @@ impl Streams for Partitions {
     }
 }
 
-/// Claims partitions as they are assigned.
+/// Claims partitions as they are assigned, beside the reader, so that those it holds already are not held up.
 struct Owner {
     partitions: Partitions,
     target: Target,
     lifecycle: Lifecycle,
     runtime: Handle,
+    claimed: std::sync::mpsc::Sender<Vec<(TopicPartition, Claim)>>,
 }
 
 impl Assignment for Owner {
     fn assigned(&self, partitions: &[TopicPartition]) -> Option<Vec<Start>> {
-        let mut starts = Vec::with_capacity(partitions.len());
-        for at in partitions {
-            let stream = stream(at);
-            let claiming = claim(&self.target, &stream);
-            let claim = self.runtime.block_on(self.lifecycle.soft().run_until_cancelled(claiming))?;
-            let next = match claim.position.as_deref().map(str::parse::<i64>) {
-                None => None,
-                Some(Ok(next)) => Some(next),
-                Some(Err(_)) => {
-                    let position = claim.position.unwrap_or_default();
-                    let error = SinkError::Position { stream: claim.stream, position };
-                    self.lifecycle.fail("kafka reader", &error.into());
-                    return None;
-                }
-            };
-            starts.push(next.map_or(Start::Beginning, Start::Offset));
-            self.partitions.claims(|claims| claims.insert(at.clone(), Arc::new(claim)));
-            self.partitions.0.metrics.held(at, next);
+        if partitions.is_empty() {
+            return Some(Vec::new());
         }
-        Some(starts)
+        let (target, claimed, partitions) = (self.target.clone(), self.claimed.clone(), partitions.to_vec());
+        let (soft, metrics) = (self.lifecycle.soft().clone(), Arc::clone(&self.partitions.0.metrics));
+        let claiming = async move {
+            let claims = partitions.into_iter().map(|at| {
+                let (target, metrics) = (target.clone(), Arc::clone(&metrics));
+                async move { (at.clone(), claim(&target, &stream(&at), &metrics).await) }
+            });
+            let claims = futures::stream::iter(claims).buffer_unordered(CLAIMS).collect();
+            if let Some(claims) = soft.run_until_cancelled(claims).await {
+                // Nobody takes it any more when the reader has ended.
+                drop(claimed.send(claims));
+            }
+            anyhow::Ok(())
+        };
+        let _context = self.runtime.enter();
+        self.lifecycle.spawn_finite("claim partitions", claiming);
+        None
     }
 
     fn revoked(&self, partitions: &[TopicPartition]) {
@@ -174,26 +178,33 @@ impl Reader {
         let _context = self.runtime.enter();
         let held = Held { claims: Mutex::default(), committed: Mutex::default(), metrics: Arc::clone(&self.metrics) };
         let partitions = Partitions(Arc::new(held));
+        let (claimed, claims) = std::sync::mpsc::channel();
         let owner = Owner {
+            claimed,
             partitions: partitions.clone(),
             target: self.target.clone(),
             lifecycle: self.lifecycle.clone(),
             runtime: self.runtime.clone(),
         };
-        let consumer = Consumer::connect(&self.kafka, &self.config.group, owner)?;
+        let instance_id = self.config.instance_id.as_deref();
+        let consumer = Consumer::connect(&self.kafka, &self.config.group, instance_id, owner)?;
         let mut lanes: HashMap<Arc<str>, Lane> = HashMap::new();
         let mut hinted = Instant::now();
         let mut patience = Patience::new("reading from Kafka");
         while !self.lifecycle.soft().is_cancelled() {
-            let timeout = if lanes.values().any(|lane| lane.paused) { POLL_PAUSED } else { POLL };
+            for claims in claims.try_iter() {
+                self.take_over(&consumer, &partitions, claims)?;
+            }
+            let is_waiting = consumer.is_assigning() || lanes.values().any(|lane| lane.paused);
+            let timeout = if is_waiting { POLL_WAITING } else { POLL };
             let (taken, outcome) = take(&consumer, &partitions, timeout);
             match outcome {
                 Ok(()) if taken.is_empty() => {}
                 Ok(()) => patience.succeeded(),
-                Err(error @ KafkaError::Fatal(_)) => return Err(error.into()),
+                Err(error @ (KafkaError::Fatal(_) | KafkaError::Replaced { .. })) => return Err(error.into()),
                 Err(error @ KafkaError::OffsetGone { .. }) => {
                     tracing::error!("{error}");
-                    self.metrics.failing("kafka reader", &error);
+                    self.metrics.failing("kafka reader", &error, Instant::now(), None);
                 }
                 // Repaired by the client itself.
                 Err(error) => drop(patience.failed(Disposition::Retry, &error)),
@@ -219,6 +230,28 @@ impl Reader {
         }
         self.drain(lanes);
         hint(&consumer, &partitions);
+        Ok(())
+    }
+
+    /// Begins to read what was assigned and is claimed now.
+    fn take_over(
+        &self,
+        consumer: &Consumer<Owner>,
+        partitions: &Partitions,
+        claims: Vec<(TopicPartition, Claim)>,
+    ) -> Result<(), SinkError> {
+        let mut starts = Vec::with_capacity(claims.len());
+        for (at, claim) in claims {
+            let next = claim.position.as_ref().map(|position| {
+                let fault = |_| SinkError::Position { stream: claim.stream.clone(), position: position.clone() };
+                position.parse::<i64>().map_err(fault)
+            });
+            let next = next.transpose()?;
+            partitions.claims(|claims| claims.insert(at.clone(), Arc::new(claim)));
+            self.metrics.held(&at, next);
+            starts.push((at, next.map_or(Start::Beginning, Start::Offset)));
+        }
+        consumer.assign(starts);
         Ok(())
     }
 
@@ -261,18 +294,20 @@ impl Reader {
         while let Some(Waiting { claim, at, records, bytes }) = lane.waiting.pop_front() {
             let permits = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(1, lane.capacity);
             let patience = if lane.paused { Duration::ZERO } else { FULL };
+            // Many small fetches fill the queue before the memory.
             let room = async {
                 let room = Arc::clone(&lane.room).acquire_many_owned(permits);
-                tokio::time::timeout(patience, room).await
+                tokio::time::timeout(patience, futures::future::join(room, lane.fetches.reserve())).await
             };
             match self.runtime.block_on(self.lifecycle.soft().run_until_cancelled(room)) {
                 // A stop: what waits is read again.
                 None => return Ok(()),
-                Some(Ok(room)) => {
+                Some(Ok((room, place))) => {
                     let room = room.expect("the semaphore is never closed");
-                    let fetch = Fetch { claim, records, bytes, room };
                     // A lane ends before a stop only when the process is about to end.
-                    drop(self.runtime.block_on(lane.fetches.send(fetch)));
+                    if let Ok(place) = place {
+                        place.send(Fetch { claim, records, bytes, room });
+                    }
                 }
                 Some(Err(_)) => {
                     lane.waiting.push_front(Waiting { claim, at, records, bytes });

@@ -2,11 +2,17 @@
 //!
 //! This is the circuit breaker towards PostgreSQL and Kafka, too. While an operation fails, nothing else of its lane runs, so
 //! the next try is the one probe; tries of different lanes and processes fall apart by jitter; the pool bounds
-//! connections. Nothing is counted as open, half-open or closed beside that, because nothing else would be sent.
+//! connections. Nothing is counted as open, half-open or closed beside that, because nothing else would be sent. Since when
+//! an operation fails, and when its next try is, the status shows.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use cdc_postgres::Disposition;
+
+use crate::SinkMetrics;
 
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 /// Short enough that a recovered database is used at once, long enough not to burden one that is starting.
@@ -20,6 +26,8 @@ pub(crate) struct Patience {
     what: String,
     delay: Duration,
     failing: Option<Failing>,
+    /// Where it is shown, and under which name.
+    shown: Option<(Arc<SinkMetrics>, String)>,
 }
 
 struct Failing {
@@ -30,13 +38,21 @@ struct Failing {
 
 impl Patience {
     pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), delay: FIRST_DELAY, failing: None }
+        Self { what: what.into(), delay: FIRST_DELAY, failing: None, shown: None }
+    }
+
+    /// Shows in the status what fails.
+    pub(crate) fn shown(self, metrics: &Arc<SinkMetrics>, name: impl Into<String>) -> Self {
+        Self { shown: Some((Arc::clone(metrics), name.into())), ..self }
     }
 
     pub(crate) fn succeeded(&mut self) {
         if let Some(failing) = self.failing.take() {
             let seconds = failing.since.elapsed().as_secs_f64();
             tracing::info!(seconds, "{} works again", self.what);
+            if let Some((metrics, name)) = &self.shown {
+                metrics.works(name);
+            }
         }
         self.delay = FIRST_DELAY;
     }
@@ -65,14 +81,18 @@ impl Patience {
         }
         let said = if say { now } else { known.map_or(now, |failing| failing.said) };
         self.failing = Some(Failing { since, said, disposition });
-        match disposition {
+        let delay = match disposition {
             Disposition::Retry => {
                 let delay = self.delay;
                 self.delay = (delay * 2).min(LONGEST_DELAY);
                 delay.mul_f64(rand::random_range(0.5..1.0))
             }
             Disposition::Quarantine | Disposition::Halt => HALT_DELAY,
+        };
+        if let Some((metrics, name)) = &self.shown {
+            metrics.failing(name, error, since, Some((disposition, now + delay)));
         }
+        delay
     }
 }
 

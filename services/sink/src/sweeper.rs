@@ -6,7 +6,7 @@ use std::{
 };
 
 use cdc_model::LocalTime;
-use cdc_postgres::Target;
+use cdc_postgres::{Disposition, Target};
 use cdc_runtime::Lifecycle;
 use tokio::time::MissedTickBehavior;
 
@@ -18,10 +18,37 @@ pub(crate) fn spawn(target: &Target, config: &SinkConfig, metrics: &Arc<SinkMetr
     let interval = Duration::from_millis(config.sweep_interval_ms);
     let (horizon, every) = (config.purge_horizon_s, Duration::from_secs(config.purge_interval_s));
     lifecycle.spawn("sweep expired", async move {
-        let both = futures::future::join(sweep(target.clone(), interval, metrics), purge(target, every, horizon));
-        soft.run_until_cancelled(both).await;
+        let work = async {
+            adopt(&target).await;
+            futures::future::join(sweep(target.clone(), interval, metrics), purge(target.clone(), every, horizon)).await
+        };
+        soft.run_until_cancelled(work).await;
         anyhow::Ok(())
     });
+}
+
+/// Makes the tables known that earlier processes have written, because nothing may ever change in them again.
+async fn adopt(target: &Target) {
+    let mut patience = Patience::new("looking for the tables there are");
+    loop {
+        let adopted = async {
+            for table in target.known_schemas().await? {
+                match target.prepare_table(Arc::clone(&table)).await {
+                    Err(error) if error.disposition() == Disposition::Retry => return Err(error),
+                    // Its next change says so until it is mended.
+                    Err(error) => {
+                        tracing::warn!(%error, "what expires in {} stays until it changes", table.full_name())
+                    }
+                    Ok(()) => {}
+                }
+            }
+            Ok(())
+        };
+        match adopted.await {
+            Ok(()) => return patience.succeeded(),
+            Err(error) => tokio::time::sleep(patience.failed(error.disposition(), &error)).await,
+        }
+    }
 }
 
 async fn purge(target: Target, every: Duration, horizon: u32) {

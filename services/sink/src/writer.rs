@@ -57,7 +57,7 @@ pub(crate) struct Writer<S> {
 impl<S: Streams> Writer<S> {
     /// Writes until the channel is closed and drained, or until the hard stop.
     pub(crate) async fn run(self, mut chunks: mpsc::Receiver<Chunk>) -> Result<(), SinkError> {
-        let mut patience = Patience::new(format!("applying {}", self.name));
+        let mut patience = Patience::new(format!("applying {}", self.name)).shown(&self.metrics, &self.name);
         let hard = self.lifecycle.hard().clone();
         while let Some(Some(first)) = hard.run_until_cancelled(chunks.recv()).await {
             let mut batch = vec![first];
@@ -95,7 +95,6 @@ impl<S: Streams> Writer<S> {
             match self.target.deliver(delivery).await {
                 Ok(applied) => {
                     patience.succeeded();
-                    self.metrics.works(&self.name);
                     self.metrics.applied(&applied, written_at);
                     for ((table, error_type), letters) in &applied.letters {
                         tracing::error!(table, %error_type, letters, "set aside in _cdc.dlq; see `cdc dlq list`");
@@ -126,7 +125,6 @@ impl<S: Streams> Writer<S> {
                 }
                 Err(error) => {
                     failed = true;
-                    self.metrics.failing(&self.name, &error);
                     let delay = patience.failed(error.disposition(), &error);
                     tokio::time::sleep(delay).await;
                 }

@@ -1,5 +1,6 @@
 //! Kafka mode and the applier against a real broker and a real PostgreSQL.
 
+mod membership;
 mod poison;
 mod world;
 

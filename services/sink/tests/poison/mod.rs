@@ -285,7 +285,7 @@ async fn a_flood_halts_its_topic_with_a_cause_while_others_flow_and_goes_on_once
     let sink = Sink::start(&world);
     let topic = world.kafka.template().topic(&bad);
     eventually("the topic is halted", async || sink.metrics.status().failing.contains_key(&topic)).await;
-    let cause = sink.metrics.status().failing[&topic].clone();
+    let cause = sink.metrics.status().failing[&topic].cause.clone();
     assert!(cause.contains("sink.dlq_rows_max") && cause.contains(&bad.full_name()), "{cause}");
     world.send(&publisher, &good, 0..100).await;
     world.rows(&good, 100).await;
@@ -318,8 +318,10 @@ async fn in_direct_mode_a_letter_is_in_the_database_alone_and_the_position_goes_
     assert_eq!(world.number("select count(*) from _cdc.dlq where original_topic is not null").await, 0);
 
     applier.batches.send(Batch { changes: vec![nul(2), nul(3)], upto: "1:2".to_owned() }).await.unwrap();
-    eventually("it is halted", async || metrics.status().failing.values().any(|why| why.contains("dlq_rows_max")))
-        .await;
+    eventually("it is halted", async || {
+        metrics.status().failing.values().any(|why| why.cause.contains("dlq_rows_max"))
+    })
+    .await;
     assert_eq!(durable.borrow().as_deref(), Some("1:1"));
     assert_eq!(world.number("select count(*) from _cdc.dlq").await, 1);
     lifecycle.stop_now();

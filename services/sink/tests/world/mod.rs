@@ -43,10 +43,7 @@ impl World {
         client(&url).await.batch_execute(&format!("create database {name}")).await.unwrap();
         let mut kafka = KafkaConfig::new(vec![bootstrap]);
         kafka.topic = format!("{name}-{{table}}");
-        let parsed: tokio_postgres::Config = own.parse().unwrap();
-        let Some(tokio_postgres::config::Host::Tcp(host)) = parsed.get_hosts().first() else { panic!("a TCP host") };
-        let mut postgres = PostgresConfig::new(host, parsed.get_ports()[0], name, parsed.get_user().unwrap());
-        postgres.password = parsed.get_password().map(|password| Secret::new(std::str::from_utf8(password).unwrap()));
+        let postgres = config(&own);
         let sink = SinkConfig { group: name.to_owned(), ..SinkConfig::default() };
         Self { name: name.to_owned(), kafka, postgres, sink, url: own }
     }
@@ -56,6 +53,13 @@ impl World {
         let broker = blocking(|| Kafka::start().unwrap()).await;
         self.kafka.bootstrap_servers = vec![broker.bootstrap()];
         broker
+    }
+
+    /// A database server that this test may break.
+    pub(crate) async fn own_database_server(&mut self) -> Postgres {
+        let server = blocking(|| Postgres::start().unwrap()).await;
+        (self.postgres, self.url) = (config(&server.url()), server.url());
+        server
     }
 
     /// Unique among tests, which share topic `cdc-schemas`.
@@ -113,7 +117,7 @@ impl World {
         let config = KafkaConfig { topic: "dlq-{table}".to_owned(), ..self.kafka.clone() };
         let (group, topic) = (format!("letters-{}", Uuid::from_u128(rand::random())), topic.to_owned());
         blocking(move || {
-            let consumer = Consumer::connect(&config, &group, FromTheBeginning).unwrap();
+            let consumer = Consumer::connect(&config, &group, None, FromTheBeginning).unwrap();
             let deadline = Instant::now() + PATIENCE;
             let mut letters = Vec::new();
             while letters.len() < count {
@@ -137,7 +141,16 @@ impl World {
     }
 }
 
-struct FromTheBeginning;
+fn config(url: &str) -> PostgresConfig {
+    let parsed: tokio_postgres::Config = url.parse().unwrap();
+    let Some(tokio_postgres::config::Host::Tcp(host)) = parsed.get_hosts().first() else { panic!("a TCP host") };
+    let database = parsed.get_dbname().unwrap();
+    let mut postgres = PostgresConfig::new(host, parsed.get_ports()[0], database, parsed.get_user().unwrap());
+    postgres.password = parsed.get_password().map(|password| Secret::new(std::str::from_utf8(password).unwrap()));
+    postgres
+}
+
+pub(crate) struct FromTheBeginning;
 
 impl Assignment for FromTheBeginning {
     fn assigned(&self, partitions: &[TopicPartition]) -> Option<Vec<Start>> {
@@ -171,6 +184,12 @@ impl Sink {
         assert!(!self.lifecycle.soft().is_cancelled(), "the sink ended by itself");
         self.lifecycle.stop();
         assert_eq!(self.lifecycle.finish(Duration::from_secs(20)).await, Exit::Success);
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) async fn ends(self) -> Exit {
+        tokio::time::timeout(PATIENCE, self.lifecycle.soft().cancelled()).await.expect("the sink ends by itself");
+        self.lifecycle.finish(Duration::from_secs(20)).await
     }
 
     /// As near to a crash as one process allows: whatever is held is dropped.
@@ -223,7 +242,7 @@ async fn client(url: &str) -> tokio_postgres::Client {
     client
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
 }
 
