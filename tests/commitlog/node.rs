@@ -155,7 +155,7 @@ impl Written {
     }
 }
 
-fn cdc() -> Command {
+pub(crate) fn cdc() -> Command {
     // target/<profile>/deps/equality-… lies one folder below the binary.
     let tests = std::env::current_exe().expect("a test has a path");
     let binary = tests.ancestors().nth(2).expect("deps lies in the profile's folder").join("cdc");

@@ -44,8 +44,10 @@ impl Instance {
         &self.path
     }
 
+    /// Holds also if it is never dropped, as in a static.
     pub(crate) fn keep(&self) {
         self.keep.store(true, Ordering::Relaxed);
+        drop(place::write(&self.path.join("kept"), ""));
     }
 }
 

@@ -7,11 +7,12 @@
 //! rows that are there, of columns, of partitions with nothing but static columns. Part of the tables is flushed all the
 //! time, so that Cassandra merges memory with disk while the model merges changes.
 //!
-//! Nothing here is shared with the sink. What has a TTL expires long before or long after Cassandra is asked.
+//! Nothing here is shared with the sink; `target` and `sinks` compare what it makes of the same. What has a TTL expires long before or long after Cassandra is asked.
 
 mod answer;
 mod log;
 mod partition;
+mod sinks;
 mod target;
 mod ties;
 

@@ -4,6 +4,7 @@
 //! while PostgreSQL is killed and comes back; a batch that failed is applied again, as the sink does. Then both stores
 //! are read by `cdc_workload::oracle`, which shares nothing with what applies, and compared cell by cell.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -31,18 +32,36 @@ const LARGEST_BATCH: usize = 120;
 const KILLED_EVERY: u64 = 5;
 const STUCK: Duration = Duration::from_secs(120);
 
-#[test]
-fn what_is_delivered_in_any_order_and_repeatedly_is_in_postgres_what_cassandra_answers() {
+/// What a node was made to write and has logged; read by two tests.
+pub(super) struct Written {
+    pub(super) cassandra: Cassandra,
+    pub(super) seeds: Vec<u64>,
+    pub(super) logged: Logged,
+}
+
+pub(super) static WRITTEN: LazyLock<Written> = LazyLock::new(|| {
     let seeds = crate::seeds(&FIXED_SEEDS.collect::<Vec<_>>());
     let last = seeds.last().copied().unwrap_or_default();
-    let (cassandra, postgres) = (node(last), Postgres::start().unwrap());
-    let compared = Runtime::new().unwrap().block_on(async {
+    let cassandra = node(last);
+    let logged = Runtime::new().unwrap().block_on(async {
         let session = every_change::connect(&cassandra.contact_points()).await?;
         for seed in &seeds {
             let options = every_change::Options { representable: true, ..options(*seed, last) };
             write(&session, options, OPERATIONS).await?;
         }
-        compare_all(&session, &cassandra, &postgres, &seeds).await
+        log::changes(cassandra.nodes(), "meeting_")
+    });
+    let logged = logged.inspect_err(|_| cassandra.keep()).unwrap();
+    Written { cassandra, seeds, logged }
+});
+
+#[test]
+fn what_is_delivered_in_any_order_and_repeatedly_is_in_postgres_what_cassandra_answers() {
+    let Written { cassandra, seeds, logged } = &*WRITTEN;
+    let postgres = Postgres::start().unwrap();
+    let compared = Runtime::new().unwrap().block_on(async {
+        let session = every_change::connect(&cassandra.contact_points()).await?;
+        compare_all(&session, logged, &postgres, seeds).await
     });
     let rows = compared.inspect_err(|_| (cassandra.keep(), postgres.keep()).1).unwrap();
     println!("{rows} rows of seeds {seeds:?} are equal");
@@ -78,7 +97,8 @@ fn what_three_nodes_log_of_which_one_was_down_is_in_postgres_what_cassandra_answ
                 cassandra.node(node).start()?;
             }
         }
-        compare_all(&session, &cassandra, &postgres, &seeds).await
+        let logged = log::changes(cassandra.nodes(), "meeting_")?;
+        compare_all(&session, &logged, &postgres, &seeds).await
     });
     let rows = compared.inspect_err(|_| (cassandra.keep(), postgres.keep()).1).unwrap();
     println!("{rows} rows of seeds {seeds:?} on three nodes are equal");
@@ -100,16 +120,10 @@ fn three_nodes() -> Result<Cassandra, cdc_testkit::Error> {
 }
 
 /// Tells how many rows were compared, all of them equal.
-async fn compare_all(
-    session: &Session,
-    cassandra: &Cassandra,
-    postgres: &Postgres,
-    seeds: &[u64],
-) -> anyhow::Result<usize> {
-    let logged = log::changes(cassandra.nodes(), "meeting_")?;
+async fn compare_all(session: &Session, logged: &Logged, postgres: &Postgres, seeds: &[u64]) -> anyhow::Result<usize> {
     let (mut rows, mut differences) = (0, 0);
     for seed in seeds {
-        let report = compare(session, postgres, &logged, *seed).await.with_context(|| format!("seed {seed}"))?;
+        let report = compare(session, postgres, logged, *seed).await.with_context(|| format!("seed {seed}"))?;
         if report.differences() > 0 {
             println!("CDC_SEED={seed}\n{report}");
         }
@@ -123,12 +137,8 @@ async fn compare_all(
 async fn compare(session: &Session, postgres: &Postgres, logged: &Logged, seed: u64) -> anyhow::Result<oracle::Report> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let of_seed = || logged.iter().filter(|(table, _)| table.keyspace == keyspace(seed));
-    let mut changes: Vec<Change> =
-        of_seed().flat_map(|(_, partitions)| partitions.values().flatten().cloned()).collect();
-    for _ in 0..changes.len() / 3 {
-        changes.push(changes[rng.random_range(0..changes.len())].clone());
-    }
-    changes.shuffle(&mut rng);
+    let changes: Vec<Change> = of_seed().flat_map(|(_, partitions)| partitions.values().flatten().cloned()).collect();
+    let changes = shuffled(changes, &mut rng);
 
     let database = format!("seed_{seed}");
     client(&postgres.url()).await?.batch_execute(&format!("create database {database}")).await?;
@@ -164,8 +174,17 @@ async fn compare(session: &Session, postgres: &Postgres, logged: &Logged, seed: 
     oracle::compare(session, &client, &keyspace(seed), &tables).await
 }
 
+/// In any order, a third of them again.
+pub(super) fn shuffled(mut changes: Vec<Change>, rng: &mut ChaCha8Rng) -> Vec<Change> {
+    for _ in 0..changes.len() / 3 {
+        changes.push(changes[rng.random_range(0..changes.len())].clone());
+    }
+    changes.shuffle(rng);
+    changes
+}
+
 #[expect(clippy::disallowed_methods, reason = "the connection ends with its client")]
-async fn client(url: &str) -> anyhow::Result<tokio_postgres::Client> {
+pub(super) async fn client(url: &str) -> anyhow::Result<tokio_postgres::Client> {
     let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
     tokio::spawn(connection);
     Ok(client)

@@ -186,10 +186,14 @@ impl EveryChange {
     pub fn new(options: Options) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
         let types = Types::random_udts(&mut rng, &options);
-        let tables = match options.variety {
+        let mut tables = match options.variety {
             Variety::Great => Self::tables(&types, &mut rng),
             Variety::Small { .. } => Self::meeting_tables(&types, &mut rng),
         };
+        if let Variety::Small { seed } = options.variety {
+            // Those of several seeds may stand beside each other in one database.
+            tables.iter_mut().for_each(|table| table.name = format!("{}_{seed}", table.name));
+        }
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is after 1970").as_micros();
         let clock = i64::try_from(clock).expect("the clock is before the year 292,000");
         Self { options, rng, types, tables, clock, begin: clock, operations: 0, sent: Vec::new() }
