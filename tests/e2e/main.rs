@@ -6,3 +6,4 @@
 mod converges;
 mod operator;
 mod pipeline;
+mod scaling;

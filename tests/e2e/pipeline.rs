@@ -238,6 +238,14 @@ impl Process {
         });
     }
 
+    /// Waits until this sink holds the share of all partitions that falls to one of so many.
+    #[track_caller]
+    pub(crate) fn wait_until_it_has_its_share(&mut self, sinks: usize) {
+        self.wait_until(|status| {
+            status["sink"]["partitions"].as_array().is_some_and(|held| held.len() == PARTITIONS / sinks)
+        });
+    }
+
     #[track_caller]
     fn wait_until(&mut self, done: impl Fn(&serde_json::Value) -> bool) {
         let role = self.role;
