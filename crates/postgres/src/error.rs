@@ -85,6 +85,9 @@ impl ApplyError {
     }
 }
 
+/// Where PostgreSQL's source runs `RAISE`, whose words may quote values.
+const RAISE: &str = "exec_stmt_raise";
+
 /// An error of PostgreSQL or of the connection to it, without any value in it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fault {
@@ -210,7 +213,13 @@ impl From<&tokio_postgres::Error> for Fault {
                     column: db.column().map(str::to_owned),
                     constraint: db.constraint().map(str::to_owned),
                 })),
-                ..Self::of_sqlstate(db.code().code(), db.message())
+                ..Self::of_sqlstate(
+                    db.code().code(),
+                    match db.routine() {
+                        Some(RAISE) => "a function or trigger of the target raised an exception; see PostgreSQL's log",
+                        _ => db.message(),
+                    },
+                )
             },
             None => {
                 let source = std::error::Error::source(error);

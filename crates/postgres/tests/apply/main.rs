@@ -5,6 +5,7 @@ mod copy;
 mod dead_letters;
 mod evolution;
 mod extremes;
+mod faults;
 mod merge;
 mod refusal;
 mod settings;

@@ -171,6 +171,99 @@ async fn masked_values_are_in_no_table_of_the_database() -> Result<()> {
 }
 
 #[tokio::test]
+async fn lists_and_user_defined_types_are_masked_element_by_element() -> Result<()> {
+    let mut database = Database::create().await?;
+    let list = |frozen| CqlType::List { element: Box::new(CqlType::Text), frozen };
+    let udt = |frozen| CqlType::Udt {
+        keyspace: "shop".to_owned(),
+        name: "address".to_owned(),
+        fields: vec![("street".to_owned(), CqlType::Text), ("number".to_owned(), CqlType::Int)],
+        frozen,
+    };
+    let kinds = [("l", list(false)), ("fl", list(true)), ("u", udt(false)), ("fu", udt(true))];
+    let masks =
+        [("hash", Mask::Hash(Secret::new(SALT))), ("fixed", Mask::Fixed("***".to_owned())), ("null", Mask::Null)];
+    let mut cells_of = Vec::new();
+    let mut settings = TableSettings::default();
+    for (kind, ty) in &kinds {
+        for (mask, set) in &masks {
+            let name = format!("{kind}_{mask}");
+            settings.columns.insert(name.clone(), masked(set.clone()));
+            cells_of.push(column(&name, ty.clone(), ColumnKind::Regular));
+        }
+    }
+    let table = schema("masked", vec![key_column("p", CqlType::Text)], Vec::new(), cells_of);
+    database.config.tables.insert("shop.masked".to_owned(), settings);
+    let target = database.target().await?;
+
+    // A list's elements are named by time, a user type's by the number of the field.
+    let path = |number: u8, kind: &str| -> cdc_model::ValueBytes {
+        if kind == "l" {
+            [0, 0, 0, 0, 0, 0, 0x10, 0, 0x80, 0, 0, 0, 0, 0, 0, number].as_slice().into()
+        } else {
+            [0, number].as_slice().into()
+        }
+    };
+    let element = |kind: &str, number, time, value| {
+        (path(number, kind), cdc_model::Cell::live(cdc_model::WriteTime(time), value))
+    };
+    let gone = |kind: &str, number, time| {
+        (path(number, kind), cdc_model::Cell::tombstone(cdc_model::WriteTime(time), LocalTime(1)))
+    };
+    let row = |columns: Vec<(String, ColumnState)>| {
+        let columns = columns.iter().map(|(name, state)| (name.as_str(), state.clone())).collect();
+        let row = state(&table, Some(marker(5)), columns);
+        change(&table, "a", ChangeBody::Row { clustering: cdc_model::Clustering::default(), row })
+    };
+    let all = |cells: &dyn Fn(&str) -> Option<ColumnState>| -> Vec<(String, ColumnState)> {
+        let names = kinds.iter().flat_map(|(kind, _)| masks.iter().map(move |(mask, _)| (*kind, *mask)));
+        names.filter_map(|(kind, mask)| Some((format!("{kind}_{mask}"), cells(kind)?))).collect()
+    };
+    let complex = |cells| Some(ColumnState::Complex(ComplexState { deletion: None, cells }));
+    let part = |value: &[u8]| [&i32::try_from(value.len()).expect("short").to_be_bytes()[..], value].concat();
+    let written = all(&|kind| match kind {
+        "fl" => Some(live(5, [&[0, 0, 0, 1], &part(b"clear")[..]].concat().as_slice().into())),
+        "fu" => Some(live(5, [part(b"clear"), part(&[0, 0, 0, 7])].concat().as_slice().into())),
+        kind => {
+            let second = if kind == "l" { text("clear") } else { int(7) };
+            complex(vec![element(kind, 0, 5, text("clear")), element(kind, 1, 5, second)])
+        }
+    });
+    assert_eq!(target.apply(vec![row(written.clone())], &[]).await?.rows_written, 1);
+
+    let hashes = "select jsonb_array_length(l_hash), l_hash ->> 0 = l_hash ->> 1, length(l_hash ->> 0), \
+        length(u_hash ->> 'street'), length(u_hash ->> 'number'), length(fl_hash), length(fu_hash) from cdc_masked";
+    assert_eq!(database.rows(hashes).await?, [some(&["2", "t", "64", "64", "64", "64", "64"])]);
+    let others = "select l_fixed, u_fixed, fl_fixed, fu_fixed, l_null, u_null, fl_null, fu_null from cdc_masked";
+    let (fixed, null) = (Some("***".to_owned()), None);
+    assert_eq!(database.rows(others).await?, [[vec![fixed; 4], vec![null; 4]].concat()]);
+    let clear = "select count(*) from cdc_masked m where m::text like '%clear%' or position('clear' in \
+        encode(coalesce(_cdc_state, ''), 'escape')) > 0";
+    assert_eq!(database.number(clear).await?, 0);
+
+    // An element goes, another is overwritten, and the same again changes nothing.
+    let later = all(&|kind| match kind {
+        "l" | "u" => complex(vec![element(kind, 0, 6, text("other")), gone(kind, 1, 6)]),
+        _ => None,
+    });
+    let before = database.rows("select l_hash ->> 0, u_hash ->> 'street' from cdc_masked").await?;
+    assert_eq!(target.apply(vec![row(later.clone())], &[]).await?.rows_written, 1);
+    let after = database.rows("select l_hash ->> 0, u_hash ->> 'street' from cdc_masked").await?;
+    assert!(before[0].iter().zip(&after[0]).all(|(before, after)| after.is_some() && before != after));
+    assert_eq!(after[0][0], after[0][1], "the same text, the same hash");
+    let shrunk = "select jsonb_array_length(l_hash), u_hash ->> 'number', l_fixed, l_null from cdc_masked";
+    let expected = vec![Some("1".to_owned()), None, Some("***".to_owned()), None];
+    assert_eq!(database.rows(shrunk).await?, [expected]);
+    assert_eq!(target.apply(vec![row(later), row(written)], &[]).await?.rows_stale, 1);
+    // The last elements go, and with them what stands for them.
+    let none = all(&|kind| matches!(kind, "l" | "u").then(|| complex(vec![gone(kind, 0, 7)])).flatten());
+    target.apply(vec![row(none)], &[]).await?;
+    let empty = "select l_hash, u_hash, l_fixed, u_fixed from cdc_masked";
+    assert_eq!(database.rows(empty).await?, [vec![None; 4]]);
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_cannot_be_set_is_told_with_key_and_fix() -> Result<()> {
     let database = Database::create().await?;
     let refused = |settings: TableSettings| {
