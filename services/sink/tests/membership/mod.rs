@@ -30,9 +30,9 @@ async fn a_sink_of_the_same_name_replaces_the_one_before_which_says_so_and_ends(
     let first = Sink::start(&world);
     let error = blocking(move || {
         loop {
-            match member.poll(Duration::from_millis(100)) {
-                Err(error @ (KafkaError::Replaced { .. } | KafkaError::Fatal(_))) => return error,
-                Ok(_) | Err(_) => {}
+            let polled = member.poll(Duration::from_millis(100));
+            if let Err(error @ (KafkaError::Replaced { .. } | KafkaError::Fatal(_))) = polled {
+                return error;
             }
         }
     })
