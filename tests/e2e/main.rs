@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 #![expect(clippy::print_stdout, reason = "seeds, and the logs of processes that failed")]
 
+mod barrier;
 mod converges;
 mod operator;
 mod pipeline;

@@ -47,7 +47,12 @@ pub(crate) struct Servers {
 impl Servers {
     /// Small segments, so that a test sees many of them begin and end.
     pub(crate) fn start(kafka: bool) -> Self {
-        let cassandra = Cassandra::builder().commitlog_segment_size_mib(2).start().unwrap();
+        Self::start_nodes(kafka, 1)
+    }
+
+    /// 1 or 3, each with all rows.
+    pub(crate) fn start_nodes(kafka: bool, nodes: usize) -> Self {
+        let cassandra = Cassandra::builder().commitlog_segment_size_mib(2).nodes(nodes).start().unwrap();
         let servers = Self {
             cassandra,
             kafka: kafka.then(|| Kafka::start().unwrap()),
@@ -57,7 +62,7 @@ impl Servers {
         };
         servers.runtime.block_on(async {
             let session = cdc_workload::connect(&servers.cassandra.contact_points()).await.unwrap();
-            shop::create_schema(&session, 1).await.unwrap();
+            shop::create_schema(&session, nodes).await.unwrap();
         });
         servers
     }
@@ -68,10 +73,19 @@ impl Servers {
 
     /// One file for every role; `source` holds further lines of that section.
     pub(crate) fn config(&self, name: &str, source: &str) -> PathBuf {
-        let node = self.cassandra.node(0);
+        self.config_of(0, name, source)
+    }
+
+    /// The same beside one of several nodes.
+    pub(crate) fn config_of(&self, node: usize, name: &str, source: &str) -> PathBuf {
+        let state = self.folder().join(if node == 0 { "state".to_owned() } else { format!("state-{node}") });
+        let node = self.cassandra.node(node);
         let postgres: tokio_postgres::Config = self.postgres.url().parse().unwrap();
         let password = self.folder().join("postgres-password");
-        fs::write(&password, postgres.get_password().unwrap()).unwrap();
+        // Once: a process started with another file may be reading it.
+        if !password.exists() {
+            fs::write(&password, postgres.get_password().unwrap()).unwrap();
+        }
         let kafka = self.kafka.as_ref().map_or(String::new(), |kafka| {
             format!("kafka:\n  bootstrap_servers: [\"{}\"]\n  replication_factor: 1\n", kafka.bootstrap())
         });
@@ -83,7 +97,7 @@ impl Servers {
              admin:\n  listen: 127.0.0.1:0\n  port_file: {port_file}\n",
             contact = node.address(),
             raw = node.cdc_raw_dir().display(),
-            state = self.folder().join("state").display(),
+            state = state.display(),
             port = self.postgres.address().port(),
             database = postgres.get_dbname().unwrap(),
             password = password.display(),
@@ -172,7 +186,7 @@ pub(crate) fn cdc() -> Command {
 }
 
 impl Process {
-    fn spawn(role: &'static str, config: PathBuf) -> Self {
+    pub(crate) fn spawn(role: &'static str, config: PathBuf) -> Self {
         let mut command = cdc();
         command.arg(role).arg(&config);
         Self::run(command, role, config)

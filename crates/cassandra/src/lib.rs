@@ -3,11 +3,13 @@
 pub mod checks;
 mod config;
 mod error;
+mod mark;
 mod schema;
 mod session;
 mod settings;
 
 pub use config::CassandraConfig;
 pub use error::CassandraError;
+pub use mark::{MarkError, MarkTable, MarkedNode, Marks};
 pub use session::Cassandra;
 pub use settings::Settings;

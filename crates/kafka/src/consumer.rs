@@ -195,7 +195,9 @@ fn partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
     list.elements().iter().map(|e| TopicPartition { topic: e.topic().into(), partition: e.partition() }).collect()
 }
 
-fn to_list<'a>(offsets: impl Iterator<Item = (&'a TopicPartition, Offset)>) -> Result<TopicPartitionList, Driver> {
+pub(crate) fn to_list<'a>(
+    offsets: impl Iterator<Item = (&'a TopicPartition, Offset)>,
+) -> Result<TopicPartitionList, Driver> {
     let mut list = TopicPartitionList::new();
     for (at, offset) in offsets {
         list.add_partition_offset(&at.topic, at.partition, offset)?;

@@ -12,14 +12,13 @@ use std::{
 use cdc_model::{TableId, TableSchema};
 use cdc_wire::{SchemaLookup, WireError, decode_schema, schema_key};
 use rdkafka::{
-    ClientContext, Message, Offset, TopicPartitionList,
-    config::RDKafkaLogLevel,
-    consumer::{BaseConsumer, Consumer as _, ConsumerContext},
+    Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _},
     error::KafkaError as Driver,
 };
 use tokio::sync::watch;
 
-use crate::{KafkaConfig, KafkaError, SCHEMA_TOPIC, context};
+use crate::{KafkaConfig, KafkaError, SCHEMA_TOPIC, context::Quiet};
 
 /// How long dropping a follower may take.
 const POLL: Duration = Duration::from_millis(100);
@@ -53,20 +52,6 @@ impl Drop for StopOnDrop {
         self.0.stop.store(true, Ordering::Relaxed);
     }
 }
-
-struct Quiet;
-
-impl ClientContext for Quiet {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        context::log(level, facility, message);
-    }
-
-    fn error(&self, error: Driver, reason: &str) {
-        context::error(&error, reason);
-    }
-}
-
-impl ConsumerContext for Quiet {}
 
 impl SchemaFollower {
     /// Does not wait for a broker.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use cdc_model::{Change, SegmentPosition, TableId, TableSchema};
+use cdc_model::{Change, Marker, SegmentPosition, TableId, TableSchema};
 use cdc_wire::{encode_change_into, encode_schema, schema_key};
 use rdkafka::{
     ClientContext, Message,
@@ -25,7 +25,8 @@ use rdkafka::{
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    DEAD_LETTER_SIZE, DEAD_LETTER_TOPIC, KafkaConfig, KafkaError, POSITION_HEADER, SCHEMA_TOPIC, TopicTemplate,
+    BARRIER_TOPIC, DEAD_LETTER_SIZE, DEAD_LETTER_TOPIC, KafkaConfig, KafkaError, POSITION_HEADER, SCHEMA_TOPIC,
+    TopicTemplate,
     acknowledgements::{Acknowledgements, Ticket},
     context,
 };
@@ -161,14 +162,15 @@ impl Publisher {
         Ok(Self { producer, config: config.clone(), template: config.template(), topics: Mutex::default(), shared })
     }
 
-    /// Creates what is missing of the tables' topics, [`SCHEMA_TOPIC`] and [`DEAD_LETTER_TOPIC`], and waits until they can
-    /// be written to.
+    /// Creates what is missing of the tables' topics, [`SCHEMA_TOPIC`], [`DEAD_LETTER_TOPIC`] and [`BARRIER_TOPIC`], and
+    /// waits until they can be written to.
     ///
     /// # Errors
     /// [`KafkaError::Unreachable`] may be tried again; [`KafkaError::SharedTopic`] is a configuration error.
     pub async fn ensure_topics(&self, tables: &[Arc<TableSchema>]) -> Result<(), KafkaError> {
         let events = self.template.topics(tables)?;
-        let wanted: Vec<&str> = events.iter().map(String::as_str).chain([SCHEMA_TOPIC, DEAD_LETTER_TOPIC]).collect();
+        let wanted: Vec<&str> =
+            events.iter().map(String::as_str).chain([SCHEMA_TOPIC, DEAD_LETTER_TOPIC, BARRIER_TOPIC]).collect();
         let present = self.topics_with_leaders().await?;
         let copies = || TopicReplication::Fixed(self.config.replication_factor.unwrap_or(-1));
         let largest = self.config.message_bytes_max.to_string();
@@ -179,6 +181,9 @@ impl Publisher {
             .map(|topic| {
                 if *topic == SCHEMA_TOPIC {
                     NewTopic::new(topic, 1, copies()).set("cleanup.policy", "compact")
+                } else if *topic == BARRIER_TOPIC {
+                    // Nobody waits as long for one.
+                    NewTopic::new(topic, 1, copies()).set("retention.ms", "86400000")
                 } else if *topic == DEAD_LETTER_TOPIC {
                     NewTopic::new(topic, 1, copies()).set("max.message.bytes", &largest_letter)
                 } else {
@@ -234,6 +239,13 @@ impl Publisher {
     /// before the first change that names a new column.
     pub async fn publish_schema(&self, table: &TableSchema) -> Result<(), KafkaError> {
         self.publish(SCHEMA_TOPIC, schema_key(table.id).as_bytes(), &encode_schema(table)).await
+    }
+
+    /// Tells those who wait for a barrier; to be done once everything before the marker is acknowledged. Returns once this
+    /// is, too.
+    pub async fn publish_marker(&self, marker: Marker) -> Result<(), KafkaError> {
+        let payload = serde_json::to_vec(&marker).expect("two ids become JSON");
+        self.publish(BARRIER_TOPIC, marker.node.0.as_bytes(), &payload).await
     }
 
     /// Sends one record to any topic and waits until it is acknowledged.

@@ -10,6 +10,8 @@ use crate::KafkaError;
 pub const SCHEMA_TOPIC: &str = "cdc-schemas";
 /// Records and changes that could not be applied, one JSON object each.
 pub const DEAD_LETTER_TOPIC: &str = "dlq-events";
+/// Marks of barriers: what stood before one in its node's log is in the event topics.
+pub const BARRIER_TOPIC: &str = "cdc-barriers";
 /// How many times [`crate::KafkaConfig::message_bytes_max`] a dead letter may be.
 pub const DEAD_LETTER_SIZE: usize = 3;
 /// Header with the position the change was captured at, as `segment:offset`.
@@ -53,7 +55,12 @@ impl TopicTemplate {
     }
 
     pub fn topic(&self, table: &TableSchema) -> String {
-        self.0.replace(TABLE, &table.name).replace(KEYSPACE, &table.keyspace)
+        self.name(&table.keyspace, &table.name)
+    }
+
+    /// As [`Self::topic`].
+    pub(crate) fn name(&self, keyspace: &str, table: &str) -> String {
+        self.0.replace(TABLE, table).replace(KEYSPACE, keyspace)
     }
 
     /// Matches the topics of all tables.

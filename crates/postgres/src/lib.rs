@@ -1,6 +1,7 @@
 //! Connections, target tables and the apply path; every SQL statement.
 
 mod array;
+mod barrier;
 mod batch;
 mod conceal;
 mod config;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use cdc_model::{
-    Change, ColumnKind, LocalTime, NodeId, Provenance, RowState, SegmentPosition, TableId, TableSchema, token,
+    Change, ColumnKind, LocalTime, Marker, NodeId, Provenance, RowState, SegmentPosition, TableId, TableSchema, token,
 };
 use deadpool_postgres::Pool;
 use futures::future::BoxFuture;
@@ -88,6 +88,8 @@ pub struct Delivery<'a> {
     /// The records of the changes; direct mode has none.
     pub origins: Option<Arc<dyn Origins>>,
     pub commit: &'a [Advance],
+    /// Passed by these positions, and recorded with them.
+    pub markers: Vec<Marker>,
     /// Where dead letters become a halt.
     pub flood: Option<FloodLimit>,
 }
@@ -183,9 +185,9 @@ impl Target {
     /// that exceed the limit were not written.
     pub fn deliver<'a>(&'a self, delivery: Delivery<'a>) -> BoxFuture<'a, Result<Applied, ApplyError>> {
         Box::pin(async move {
-            let Delivery { changes, undecoded, origins, commit, flood } = delivery;
+            let Delivery { changes, undecoded, origins, commit, markers, flood } = delivery;
             let units = self.inner.fold(changes, true).await?;
-            let context = Context { fence: commit.to_vec(), origins, flood, ..Context::new(Purpose::Park) };
+            let context = Context { fence: commit.to_vec(), markers, origins, flood, ..Context::new(Purpose::Park) };
             let halted = self.inner.floods.halted(units.iter().map(|unit| &*unit.layout.schema));
             let together = units.len() <= SMALL && units.iter().map(Unit::weight).sum::<usize>() <= CHUNK_BYTES;
             let mut applied = if together {
@@ -225,13 +227,14 @@ impl Target {
         })
     }
 
-    /// Forgets deletions older than `horizon` seconds beyond their table's `gc_grace_seconds`; returns how many rows of
+    /// Forgets old barriers, and deletions older than `horizon` seconds beyond their table's `gc_grace_seconds`; returns how many rows of
     /// `_cdc.remains` and `_cdc.tombstones` were removed or shortened. The horizon must be longer than any change may
     /// be under way: an older one that comes later brings deleted data back.
     pub fn purge(&self, now: LocalTime, horizon: u32) -> BoxFuture<'_, Result<u64, TargetError>> {
         Box::pin(async move {
             let layouts: Vec<_> = self.inner.layouts().values().cloned().collect();
             let mut purged = 0;
+            self.inner.forget_barriers().await?;
             for layout in layouts {
                 let second = LocalTime(now.0 - layout.schema.gc_grace_seconds - i64::from(horizon));
                 purged += purge(&self.inner.pool, &layout, second).await?;
@@ -263,6 +266,7 @@ pub(crate) struct Context {
     pub(crate) purpose: Purpose,
     /// Claims that must still hold.
     pub(crate) fence: Vec<Advance>,
+    pub(crate) markers: Vec<Marker>,
     pub(crate) now: LocalTime,
     pub(crate) origins: Option<Arc<dyn Origins>>,
     pub(crate) flood: Option<FloodLimit>,
@@ -270,7 +274,7 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn new(purpose: Purpose) -> Self {
-        Self { purpose, fence: Vec::new(), now: now(), origins: None, flood: None }
+        Self { purpose, fence: Vec::new(), markers: Vec::new(), now: now(), origins: None, flood: None }
     }
 }
 

@@ -72,6 +72,7 @@ use self::{
 use crate::{
     Applied, StreamName, TargetError,
     array::Array,
+    barrier::record,
     batch::{Body, Refusal, Unit},
     dead_letters::{ErrorType, Floods, park_change},
     error::{Fault, FaultKind},
@@ -272,6 +273,7 @@ async fn attempt(
                 .with(work.context.fence.iter().map(|advance| advance.claim.epoch).collect::<Vec<i64>>())
                 .with(work.context.fence.iter().map(|advance| advance.position.clone()).collect::<Vec<String>>()),
         );
+        calls.extend((!work.context.markers.is_empty()).then(|| record(&work.context.markers)));
     }
     session.run(Frame::Commit, calls).await.inspect_err(|_| work.floods.give_back(&applied.letters_by_table()))?;
     Ok(applied)

@@ -13,10 +13,11 @@ mod writes;
 
 pub use load::{Load, LoadCounters, LoadOptions, Sample};
 pub use probe::{DelayProbe, Delays};
+pub use scylla::client::session::Session;
 
 use anyhow::Context as _;
 use futures::future::BoxFuture;
-use scylla::client::{execution_profile::ExecutionProfile, session::Session, session_builder::SessionBuilder};
+use scylla::client::{execution_profile::ExecutionProfile, session_builder::SessionBuilder};
 use scylla::statement::Consistency;
 
 /// A session that writes at `LOCAL_ONE` on one node and at `LOCAL_QUORUM` on several.

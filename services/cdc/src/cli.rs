@@ -7,6 +7,7 @@ use std::process;
 use cdc_runtime::Exit;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::barrier::{self, BarrierArgs};
 use crate::config::Role;
 use crate::demo::DemoArgs;
 use crate::dlq::{self, DlqCommand};
@@ -29,6 +30,7 @@ Examples:
   cdc validate cdc.yaml         check the file, the servers and the tables
   cdc run cdc.yaml              replicate, in one process beside the Cassandra node
   cdc status                    what that process is doing
+  cdc barrier cdc.yaml          wait until everything written before is there
   cdc dlq list cdc.yaml         what could not be applied, to be replayed
   cdc log dump SEGMENT          what stands in Cassandra's commit log
 
@@ -63,6 +65,9 @@ pub(crate) enum Command {
     /// Read Cassandra's commit log by itself
     #[command(subcommand, after_help = log::HELP)]
     Log(LogCommand),
+    /// Wait until everything written before is in PostgreSQL
+    #[command(after_help = barrier::HELP)]
+    Barrier(BarrierArgs),
     /// Look at what could not be applied, replay it, or give it up
     #[command(subcommand, after_help = dlq::HELP)]
     Dlq(DlqCommand),

@@ -1,5 +1,6 @@
 //! The `cdc` command.
 
+mod barrier;
 mod cli;
 mod config;
 mod demo;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Dev(command) => dev::run(command),
         Command::Log(command) => log::run(&command),
+        Command::Barrier(args) => barrier::run(&args),
         Command::Dlq(command) => dlq::run(&command),
         Command::Demo(args) => demo::run(args),
     };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cdc_model::Change;
+use cdc_model::{Change, Marker};
 use cdc_postgres::{Advance, Claim, StreamName, Target};
 use cdc_runtime::Lifecycle;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -16,9 +16,12 @@ use crate::{
 };
 
 /// Changes and the position they reach, in the words of their source.
+#[derive(Default)]
 pub struct Batch {
     pub changes: Vec<Change>,
     pub upto: String,
+    /// Passed by the position.
+    pub markers: Vec<Marker>,
 }
 
 /// A claimed stream with a writer behind it.
@@ -124,8 +127,9 @@ impl BatchSender {
             room = Arc::clone(&self.room).acquire_many_owned(permits) => room.map_err(|_| Closed)?,
             () = self.chunks.closed() => return Err(Closed),
         };
-        let lot = Arc::new(Lot { changes: batch.changes, ..Lot::default() });
-        let chunk = Chunk { claim: Arc::clone(&self.claim), lot, bytes, upto: batch.upto, _room: room };
+        let Batch { changes, upto, markers } = batch;
+        let lot = Arc::new(Lot { changes, ..Lot::default() });
+        let chunk = Chunk { claim: Arc::clone(&self.claim), lot, bytes, upto, markers, _room: room };
         self.chunks.send(chunk).await.map_err(|_| Closed)
     }
 }

@@ -87,7 +87,8 @@ impl Decoder {
         next: i64,
         room: OwnedSemaphorePermit,
     ) -> Result<(), Ended> {
-        let chunk = Chunk { claim: Arc::clone(claim), lot: Arc::new(lot), bytes, upto: next.to_string(), _room: room };
+        let (claim, lot, upto) = (Arc::clone(claim), Arc::new(lot), next.to_string());
+        let chunk = Chunk { claim, lot, bytes, upto, markers: Vec::new(), _room: room };
         self.chunks.send(chunk).await.map_err(|_| Ended)
     }
 

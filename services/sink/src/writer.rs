@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use cdc_model::Change;
+use cdc_model::{Change, Marker};
 use cdc_postgres::{Advance, ApplyError, Claim, Delivery, StreamName, Target};
 use cdc_runtime::Lifecycle;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -23,6 +23,8 @@ pub(crate) struct Chunk {
     pub(crate) lot: Arc<Lot>,
     pub(crate) bytes: usize,
     pub(crate) upto: String,
+    /// Passed by the position; in direct mode.
+    pub(crate) markers: Vec<Marker>,
     /// Room in memory, given back once the chunk is written or dropped.
     pub(crate) _room: OwnedSemaphorePermit,
 }
@@ -90,6 +92,7 @@ impl<S: Streams> Writer<S> {
                 undecoded: batch.iter().flat_map(|chunk| &chunk.lot.undecoded).cloned().collect(),
                 origins: Some(Arc::new(Lots(batch.iter().map(|chunk| Arc::clone(&chunk.lot)).collect()))),
                 commit: &advances,
+                markers: batch.iter().flat_map(|chunk| &chunk.markers).copied().collect(),
                 flood: Some(self.config.flood_limit()),
             };
             match self.target.deliver(delivery).await {

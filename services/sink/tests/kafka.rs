@@ -135,7 +135,7 @@ async fn an_applier_commits_in_order_drains_on_a_stop_and_gives_way_to_a_later_c
         let metrics = Arc::new(SinkMetrics::default());
         Applier::start(target.clone(), stream.clone(), &SinkConfig::default(), metrics, lifecycle).await.unwrap()
     };
-    let batch = |key: i64| Batch { changes: vec![insert(&orders, key)], upto: format!("1:{key}") };
+    let batch = |key: i64| Batch { changes: vec![insert(&orders, key)], upto: format!("1:{key}"), ..Batch::default() };
 
     let lifecycle = cdc_runtime::Lifecycle::new();
     let applier = start(&lifecycle).await;

@@ -3,12 +3,17 @@
 //! A scan lists the folder and decides which segments are final ([`final_segments`]); a pass reads every segment
 //! that may have more, oldest first. A segment is finished when a read that began after it was known to be final
 //! came to its end: so the last write to it cannot be missed, whenever Cassandra switched.
+//!
+//! A barrier's mark is handed on only once everything is that was acknowledged before it was written. Of its own segment
+//! that is read before it, but at a switch a slow write keeps the end of the older segment from being read, while the
+//! newer one already is. So a mark waits until nothing is left in any older segment ([`OpenSegment::is_taken`]).
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Read, Seek, SeekFrom},
     os::unix::fs::MetadataExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -56,6 +61,11 @@ pub(crate) struct OpenSegment {
     vanished: bool,
     /// Read to the end of what there was.
     drained: bool,
+    /// The same after it had left the polled ones.
+    parked: bool,
+    /// Where the reader stood when there was nothing more, and what was synced then.
+    read_to: u64,
+    read_synced: u64,
     /// Not a memory-mapped segment: only what is synced is read, whatever the mode.
     grows: bool,
     /// Cannot be read further; a person will want to know what is wrong once it is final.
@@ -142,18 +152,23 @@ impl Capture {
         let ids: Vec<SegmentId> = self.open.keys().copied().collect();
         for id in ids {
             let segment = self.open.get_mut(&id).expect("listed above");
-            if !segment.is_final && (segment.stuck || (segment.drained && id < polled)) {
+            if !segment.is_final && (segment.stuck || segment.parked) {
                 segment.reader = None;
                 continue;
             }
             match segment.read(self.mode, &self.read_options, &mut self.intake, &self.metrics, &mut busy)? {
-                Step::Waiting => segment.drained = true,
+                Step::Waiting => (segment.drained, segment.parked) = (true, id < polled),
                 Step::Finished => {
                     let segment = self.open.remove(&id).expect("listed above");
                     self.finish(&segment)?;
                     busy = true;
                 }
             }
+        }
+        let (open, mode) = (&self.open, self.mode);
+        self.intake.release_markers(|segment| open.range(..segment).all(|(_, older)| older.is_taken(mode)));
+        if self.intake.holds_markers() {
+            self.open.values_mut().for_each(|segment| segment.parked = false);
         }
         self.intake.flush()?;
         Ok(busy)
@@ -185,6 +200,9 @@ impl OpenSegment {
             is_final: false,
             vanished: false,
             drained: false,
+            parked: false,
+            read_to: 0,
+            read_synced: 0,
             grows: false,
             damage: Vec::new(),
             stuck: false,
@@ -274,7 +292,13 @@ impl OpenSegment {
             }
             match outcome {
                 ReadOutcome::End => return Ok(Step::Finished),
-                ReadOutcome::Waiting => return Ok(Step::Waiting),
+                ReadOutcome::Waiting => {
+                    self.read_to = self.reader.as_ref().map_or(0, SegmentReader::offset);
+                    if let Fence::Durable(synced) = fence {
+                        self.read_synced = synced;
+                    }
+                    return Ok(Step::Waiting);
+                }
                 ReadOutcome::More if intake.is_full() => intake.flush()?,
                 ReadOutcome::More => {}
             }
@@ -298,6 +322,19 @@ impl OpenSegment {
         let Some(reader) = &mut self.reader else { return Ok(None) };
         let format = reader.format();
         reader.read(limit, &mut |end, payload| intake.entry(format, end, payload)).map(Some)
+    }
+
+    /// Whether everything is read that was written here before anything that was read of newer segments.
+    ///
+    /// A sync goes from old to new, and so does a look at what is synced from new to old: where only that is read, it is
+    /// enough to have read it. Elsewhere a write that was acknowledged is in the file, which begins as zeros: where nothing
+    /// but zeros is left, none is.
+    fn is_taken(&self, mode: CaptureMode) -> bool {
+        if mode == CaptureMode::Durable || (mode == CaptureMode::Live && self.grows) {
+            return !self.stuck && self.view.index.map_or(0, |index| index.offset) <= self.read_synced;
+        }
+        // Of a file that is gone nothing is known until the next look at the folder.
+        is_zeros(&self.file.path, self.read_to).unwrap_or(false)
     }
 
     fn failed(&mut self, error: ReadError) -> Result<Step, SourceError> {
@@ -325,5 +362,55 @@ impl OpenSegment {
                 Err(error.into())
             }
         }
+    }
+}
+
+fn is_zeros(path: &Path, from: u64) -> io::Result<bool> {
+    let mut file = fs::File::open(path)?;
+    file.seek(SeekFrom::Start(from))?;
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(true),
+            read if buffer[..read].iter().any(|byte| *byte != 0) => return Ok(false),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cdc_commitlog::Index;
+
+    use super::*;
+
+    #[test]
+    fn an_older_segment_is_taken_when_nothing_readable_is_left_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("CommitLog-7-1.log");
+        let mut bytes = vec![0; 1 << 20];
+        bytes[..100].fill(1);
+        fs::write(&path, &bytes).unwrap();
+        let file = list_segments(folder.path()).unwrap().remove(0);
+        let view = SegmentView { id: file.id, index: None, links: 2, bytes: 1 << 20 };
+        let mut segment = OpenSegment::new(file, view);
+        // Live, or by markers: what is left is looked at.
+        segment.read_to = 100;
+        assert!(segment.is_taken(CaptureMode::Live) && segment.is_taken(CaptureMode::Marker));
+        segment.read_to = 99;
+        assert!(!segment.is_taken(CaptureMode::Live));
+        // A write behind one that is not finished, of which nothing is there yet.
+        segment.read_to = 100;
+        bytes[900_000] = 1;
+        fs::write(&path, &bytes).unwrap();
+        assert!(!segment.is_taken(CaptureMode::Live));
+        // Where only what is synced is read: that it was, as far as it is synced now.
+        assert!(segment.is_taken(CaptureMode::Durable), "nothing of it is for capture");
+        segment.view.index = Some(Index { offset: 500, completed: false });
+        assert!(!segment.is_taken(CaptureMode::Durable));
+        segment.read_synced = 500;
+        assert!(segment.is_taken(CaptureMode::Durable));
+        fs::remove_file(&path).unwrap();
+        assert!(!segment.is_taken(CaptureMode::Live), "whether it was read is known at the next look");
     }
 }

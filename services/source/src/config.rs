@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cdc_cassandra::checks::Wanted;
+use cdc_cassandra::{MarkTable, checks::Wanted};
 use cdc_commitlog::{CaptureMode, Keystore, KeystoreError};
 use cdc_runtime::Secret;
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,9 @@ pub struct SourceConfig {
     /// Bytes of changes that may wait between capture and the channel.
     #[serde(default = "memory_bytes")]
     pub memory_bytes: usize,
+    /// Where `cdc barrier` writes its marks, as `keyspace.table`; the same for all agents.
+    #[serde(default = "barrier_table")]
+    pub barrier_table: String,
     /// Of an encrypted commit log.
     #[serde(default)]
     pub keystore: Option<KeystoreConfig>,
@@ -60,6 +63,10 @@ fn poll_interval_us() -> u64 {
     POLL_INTERVAL_US
 }
 
+fn barrier_table() -> String {
+    MarkTable::default().to_string()
+}
+
 fn memory_bytes() -> usize {
     MEMORY_BYTES
 }
@@ -74,8 +81,14 @@ impl SourceConfig {
             mode: CaptureMode::default(),
             poll_interval_us: POLL_INTERVAL_US,
             memory_bytes: MEMORY_BYTES,
+            barrier_table: barrier_table(),
             keystore: None,
         }
+    }
+
+    /// The table of [`Self::barrier_table`]; the default's if that is faulty, which [`Self::validate`] tells.
+    pub fn marks(&self) -> MarkTable {
+        MarkTable::parse(&self.barrier_table).unwrap_or_default()
     }
 
     /// Every fault at once, each naming its field; empty if there is none.
@@ -88,6 +101,13 @@ impl SourceConfig {
             if Wanted::parse(table).is_none() {
                 faults.push(format!("source.tables: `{table}` is neither `keyspace.table` nor `keyspace.*`"));
             }
+        }
+        if MarkTable::parse(&self.barrier_table).is_none() {
+            faults.push(format!(
+                "source.barrier_table is `{}`: use `keyspace.table`, each of small letters, digits and _, such as {}",
+                self.barrier_table,
+                barrier_table()
+            ));
         }
         if !(1..=1_000_000).contains(&self.poll_interval_us) {
             faults.push(format!("source.poll_interval_us is {}: use 1 to 1000000", self.poll_interval_us));

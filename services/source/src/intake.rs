@@ -7,9 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cdc_cassandra::checks::Wanted;
+use cdc_cassandra::{MarkTable, checks::Wanted};
 use cdc_commitlog::{DecodeError, Decoder, Format, Payload};
-use cdc_model::{Change, NodeId, Provenance, SegmentId, SegmentPosition, TableId, TableSchema};
+use cdc_model::{Change, Marker, NodeId, Provenance, SegmentId, SegmentPosition, TableId, TableSchema};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -41,6 +41,8 @@ pub(crate) struct Batch {
     pub(crate) offsets: Offsets,
     /// Segments whose last change is in this batch or an earlier one.
     pub(crate) finished: Vec<SegmentId>,
+    /// Everything the log held before them is in this batch or an earlier one.
+    pub(crate) markers: Vec<Marker>,
 }
 
 /// The agent is stopping, or what is behind it has.
@@ -49,7 +51,11 @@ pub(crate) struct Halted;
 
 /// What captured tables are.
 #[derive(Clone, Debug)]
-pub(crate) struct Captured(pub(crate) Arc<[Wanted]>);
+pub(crate) struct Captured {
+    pub(crate) wanted: Arc<[Wanted]>,
+    /// Read along with them, for this process alone.
+    pub(crate) marks: MarkTable,
+}
 
 impl Captured {
     pub(crate) fn contains(&self, table: &TableSchema) -> bool {
@@ -58,7 +64,7 @@ impl Captured {
 
     /// Captured, or would be with `cdc = true`.
     pub(crate) fn matches(&self, table: &TableSchema) -> bool {
-        self.0.iter().any(|wanted| wanted.matches(table))
+        self.wanted.iter().any(|wanted| wanted.matches(table))
     }
 }
 
@@ -81,6 +87,9 @@ pub(crate) struct Intake {
     weight: usize,
     holds_slices: bool,
     finished: Vec<SegmentId>,
+    /// Met, with something older not yet taken.
+    held_markers: Vec<(SegmentId, Marker)>,
+    markers: Vec<Marker>,
     sequence: u64,
     flushed: Instant,
     flushed_offsets: Offsets,
@@ -119,6 +128,8 @@ impl Intake {
             weight: 0,
             holds_slices: false,
             finished: Vec::new(),
+            held_markers: Vec::new(),
+            markers: Vec::new(),
             sequence: 0,
             flushed: Instant::now(),
             failed: None,
@@ -177,7 +188,7 @@ impl Intake {
             let history = &self.schemas.history;
             let captured = |table: &TableSchema| {
                 without_cdc.set(without_cdc.get() || (!table.cdc && self.captured.matches(table)));
-                self.captured.contains(table) || history.follows(table.id)
+                self.captured.contains(table) || history.follows(table.id) || self.captured.marks.is(table)
             };
             let outcome = self.decoder.decode(format, payload, at, history, &captured, &mut self.changes);
             if without_cdc.get() && self.refreshed.elapsed() >= CDC_CHECK_INTERVAL {
@@ -229,9 +240,16 @@ impl Intake {
         }
     }
 
-    /// Takes the changes of system tables, which are for this process, out of those since `before`: a mutation is of
-    /// one keyspace.
+    /// Takes the changes of system tables and the marks, which are for this process, out of those since `before`: a
+    /// mutation is of one keyspace.
     fn follow(&mut self, format: Format, end: SegmentPosition, payload: Payload<'_>, before: usize) {
+        let marks = &self.captured.marks;
+        if self.changes.get(before).is_some_and(|change| change.table.keyspace == marks.keyspace) {
+            for change in self.changes.extract_if(before.., |change| marks.is(&change.table)) {
+                let marker = MarkTable::barrier(&change).map(|id| Marker { id, node: self.node });
+                self.held_markers.extend(marker.map(|marker| (end.segment, marker)));
+            }
+        }
         if self.changes.get(before).is_some_and(|change| self.schemas.history.follows(change.table.id)) {
             let changes = self.changes.split_off(before);
             self.schemas.follow(format, end, &payload, &changes, &self.captured, &self.metrics);
@@ -255,11 +273,21 @@ impl Intake {
         self.finished.push(segment);
     }
 
+    pub(crate) fn holds_markers(&self) -> bool {
+        !self.held_markers.is_empty()
+    }
+
+    /// Lets go with the next batch of markers that stood in segments of which this says that everything older is taken.
+    pub(crate) fn release_markers(&mut self, older_are_taken: impl Fn(SegmentId) -> bool) {
+        let released = self.held_markers.extract_if(.., |(segment, _)| older_are_taken(*segment));
+        self.markers.extend(released.map(|(_, marker)| marker));
+    }
+
     /// Hands on what there is. Blocks while the channel is full: that is the back-pressure on reading. `Err(None)`: what
     /// is behind the capture has stopped.
     pub(crate) fn flush(&mut self) -> Result<(), Option<SourceError>> {
         let moved = self.offsets != self.flushed_offsets && self.flushed.elapsed() >= POSITION_INTERVAL;
-        if self.changes.is_empty() && self.finished.is_empty() && !moved {
+        if self.changes.is_empty() && self.finished.is_empty() && self.markers.is_empty() && !moved {
             return Ok(());
         }
         // The position must not overtake the schema that is known at it.
@@ -270,6 +298,7 @@ impl Intake {
             changes: std::mem::take(&mut self.changes),
             offsets: self.offsets.clone(),
             finished: std::mem::take(&mut self.finished),
+            markers: std::mem::take(&mut self.markers),
         };
         self.weight = 0;
         self.flushed = Instant::now();

@@ -229,7 +229,8 @@ mod tests {
     use super::*;
 
     fn batch(sequence: u64, offsets: &str) -> Batch {
-        Batch { sequence, changes: Vec::new(), offsets: offsets.parse().unwrap(), finished: Vec::new() }
+        let offsets = offsets.parse().unwrap();
+        Batch { sequence, changes: Vec::new(), offsets, finished: Vec::new(), markers: Vec::new() }
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub struct ChannelOutlet {
 pub struct ChannelBatch {
     /// Counts up from 1 without gaps within one run of the agent.
     pub sequence: u64,
-    /// Empty if only the position moved.
+    /// Empty if only the position moved. Marks of barriers are not among them.
     pub changes: Vec<Change>,
 }
 
@@ -55,7 +55,7 @@ impl Delivery {
             Self::Direct { batches, run } => {
                 let position = DirectPosition { run: *run, sequence: batch.sequence };
                 let upto = position.text(&batch.offsets);
-                let batch = cdc_sink::Batch { changes: batch.changes, upto };
+                let batch = cdc_sink::Batch { changes: batch.changes, upto, markers: batch.markers };
                 batches.send(batch).await.map_err(|_| SourceError::OutletClosed)
             }
             Self::Channel(batches) => {
@@ -107,10 +107,30 @@ impl KafkaDelivery {
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
             }
         }
-        // Kafka hands the position back as it is: a sequence number does, and repeats less than a segment's offset.
-        let upto = SegmentPosition { segment: SegmentId(0), offset: batch.sequence };
-        Ok(self.publisher.send_batch(&batch.changes, upto).await?)
+        if batch.markers.is_empty() {
+            return Ok(self.publisher.send_batch(&batch.changes, upto(batch.sequence)).await?);
+        }
+        // A marker says that what stood before it is in Kafka, and the position says the same of the marker.
+        let before = SegmentPosition { offset: upto(batch.sequence).offset - 1, ..upto(batch.sequence) };
+        self.publisher.send_batch(&batch.changes, before).await?;
+        let mut durable = self.publisher.durable();
+        tokio::select! {
+            reached = durable.wait_for(|durable| *durable >= Some(before)) => {
+                reached.map_err(|_| SourceError::OutletClosed)?;
+            }
+            failure = self.publisher.failure() => return Err(failure.into()),
+        }
+        for marker in &batch.markers {
+            self.publisher.publish_marker(*marker).await?;
+        }
+        Ok(self.publisher.send_batch(&[], upto(batch.sequence)).await?)
     }
+}
+
+/// Kafka hands the position back as it is: a sequence number does, and repeats less than a segment's offset. Twice it, so that
+/// there is room for what must come before the batch counts.
+fn upto(sequence: u64) -> SegmentPosition {
+    SegmentPosition { segment: SegmentId(0), offset: 2 * sequence }
 }
 
 pub(crate) fn is_transient(error: &KafkaError) -> bool {
@@ -128,7 +148,7 @@ impl Durable {
     /// Number of the last batch that is durable with all before it; 0 if none is.
     pub(crate) fn sequence(&self) -> u64 {
         match self {
-            Self::Kafka { durable, .. } => durable.borrow().map_or(0, |position| position.offset),
+            Self::Kafka { durable, .. } => durable.borrow().map_or(0, |position| position.offset / 2),
             Self::Direct { durable, run } => {
                 let position = durable.borrow().as_deref().and_then(DirectPosition::of);
                 position.filter(|position| position.run == *run).map_or(0, |position| position.sequence)

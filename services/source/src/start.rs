@@ -82,7 +82,7 @@ pub(crate) async fn start(
     let node = cassandra.host_id();
     let wanted: Arc<[Wanted]> = config.tables.iter().filter_map(|text| Wanted::parse(text)).collect();
     check_tables(&wanted, &tables)?;
-    let captured = Captured(wanted);
+    let captured = Captured { wanted, marks: config.marks() };
 
     let (file, stored) = PositionFile::open(&config.state_directory, node)?;
     let mut position = stored.unwrap_or_default();

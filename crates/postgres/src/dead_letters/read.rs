@@ -287,7 +287,7 @@ pub struct UnpublishedLetter {
 }
 
 impl Inner {
-    pub(super) async fn ask(&self, doing: &'static str, call: Call<'_>) -> Result<Vec<Row>, TargetError> {
+    pub(crate) async fn ask(&self, doing: &'static str, call: Call<'_>) -> Result<Vec<Row>, TargetError> {
         let mut session = Session::acquire(&self.pool).await?;
         match session.run(Frame::Whole, vec![call]).await {
             Ok(mut answers) => Ok(answers.remove(0)),

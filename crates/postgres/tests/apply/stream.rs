@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use cdc_postgres::{Advance, ApplyError, Disposition, StreamName};
+use cdc_model::{LocalTime, Marker, NodeId};
+use cdc_postgres::{Advance, ApplyError, Delivery, Disposition, StreamName};
+use uuid::Uuid;
 
 use crate::support::{Database, delete_partition, delete_row, insert, orders};
 
@@ -32,6 +34,47 @@ async fn positions_move_with_the_rows_and_only_for_the_latest_claim() -> Result<
     target.apply(many, &[advance(newer, "1:40")]).await?;
     assert_eq!(target.claim(&stream).await?.position.as_deref(), Some("1:40"));
     assert_eq!(database.number("select count(*) from \"cdc_Orders\"").await?, 3001);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_marker_is_recorded_with_the_position_that_passes_it_and_forgotten_after_a_day() -> Result<()> {
+    let database = Database::create().await?;
+    let target = database.target().await?;
+    let (table, stream) = (orders(), StreamName("node:1".to_owned()));
+    let marker = |id, node| Marker { id: Uuid::from_u128(id), node: NodeId(Uuid::from_u128(node)) };
+    let lost = target.claim(&stream).await?;
+    let claim = target.claim(&stream).await?;
+    let deliver = async |claim, rows: i32, markers| {
+        let commit = [Advance { claim, position: "1:10".to_owned() }];
+        let changes = (0..rows).map(|c| insert(&table, "a", c, 1, "t", 5)).collect();
+        target.deliver(Delivery { changes, commit: &commit, markers, ..Delivery::default() }).await
+    };
+    let refused = deliver(lost, 1, vec![marker(1, 1)]).await;
+    assert!(matches!(refused, Err(ApplyError::Fenced { .. })), "{refused:?}");
+    assert!(target.marked_nodes(Uuid::from_u128(1)).await?.is_empty());
+    assert_eq!(target.positions(vec![stream.clone()]).await?.len(), 0);
+
+    // Alone, with rows, with more rows than one transaction takes, and again.
+    deliver(claim.clone(), 0, vec![marker(1, 1)]).await?;
+    deliver(claim.clone(), 10, vec![marker(1, 2), marker(2, 2)]).await?;
+    deliver(claim.clone(), 3000, vec![marker(1, 3)]).await?;
+    deliver(claim.clone(), 10, vec![marker(1, 2)]).await?;
+    let nodes: Vec<u128> = target.marked_nodes(Uuid::from_u128(1)).await?.iter().map(|n| n.0.as_u128()).collect();
+    assert_eq!(nodes, [1, 2, 3]);
+    assert_eq!(target.positions(vec![stream.clone()]).await?[&stream], "1:10");
+
+    let client = database.client().await?;
+    client.batch_execute("update _cdc.barriers set at = at - interval '25 hours' where node::text like '%1'").await?;
+    target.purge(LocalTime(0), 0).await?;
+    assert_eq!(database.number("select count(*) from _cdc.barriers").await?, 3);
+    // A batch of which something is set aside does not move the position, and so does not pass the marker.
+    client.batch_execute("alter table \"cdc_Orders\" add constraint c check (c < 5000)").await?;
+    let commit = [Advance { claim, position: "1:20".to_owned() }];
+    let (changes, markers) = (vec![insert(&table, "a", 5000, 1, "t", 5)], vec![marker(3, 1)]);
+    let applied = target.deliver(Delivery { changes, commit: &commit, markers, ..Delivery::default() }).await?;
+    assert_eq!(applied.quarantined, 1);
+    assert!(target.marked_nodes(Uuid::from_u128(3)).await?.is_empty());
     Ok(())
 }
 

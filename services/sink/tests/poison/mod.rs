@@ -310,14 +310,22 @@ async fn in_direct_mode_a_letter_is_in_the_database_alone_and_the_position_goes_
     let stream = StreamName("node:direct".to_owned());
     let applier = Applier::start(target, stream, &config, Arc::clone(&metrics), &lifecycle).await.unwrap();
     let nul = |key| with_value(&orders, key, "\0");
-    applier.batches.send(Batch { changes: vec![insert(&orders, 0), nul(1)], upto: "1:1".to_owned() }).await.unwrap();
+    applier
+        .batches
+        .send(Batch { changes: vec![insert(&orders, 0), nul(1)], upto: "1:1".to_owned(), ..Batch::default() })
+        .await
+        .unwrap();
     let mut durable = applier.durable.clone();
     durable.wait_for(|position| position.as_deref() == Some("1:1")).await.unwrap();
     assert_eq!((world.count(&orders).await, metrics.status().rows_quarantined), (1, 1));
     assert_eq!(world.number("select count(*) from _cdc.dlq where published_at is null").await, 1);
     assert_eq!(world.number("select count(*) from _cdc.dlq where original_topic is not null").await, 0);
 
-    applier.batches.send(Batch { changes: vec![nul(2), nul(3)], upto: "1:2".to_owned() }).await.unwrap();
+    applier
+        .batches
+        .send(Batch { changes: vec![nul(2), nul(3)], upto: "1:2".to_owned(), ..Batch::default() })
+        .await
+        .unwrap();
     eventually("it is halted", async || {
         metrics.status().failing.values().any(|why| why.cause.contains("dlq_rows_max"))
     })

@@ -1,0 +1,3 @@
+//! What can be said of PostgreSQL by someone who looks at both stores.
+
+pub mod barrier;
