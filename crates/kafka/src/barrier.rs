@@ -36,7 +36,7 @@ impl BarrierReader {
         Publisher::connect(config)?.ensure_topics(&[]).await?;
         // As for the schemas: a group's name is demanded, and none is joined.
         let consumer = config
-            .consumer(BARRIER_TOPIC)
+            .consumer(BARRIER_TOPIC, None)
             .set("statistics.interval.ms", "0")
             .create_with_context(Quiet)
             .map_err(KafkaError::Settings)?;
