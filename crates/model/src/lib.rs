@@ -17,6 +17,7 @@ mod row;
 mod schema;
 mod token;
 mod tombstones;
+mod truncation;
 mod value;
 mod value_bytes;
 
@@ -33,5 +34,6 @@ pub use row::{ColumnState, ComplexState, RowState, VisibleColumn};
 pub use schema::{Column, ColumnId, ColumnKind, CqlType, KeyColumn, SchemaError, TableId, TableSchema};
 pub use token::{Token, token};
 pub use tombstones::{Bound, PartitionTombstones, RangeTombstone};
+pub use truncation::{TableTruncation, TruncatedAt};
 pub use value::{CqlValue, ValueError};
 pub use value_bytes::ValueBytes;

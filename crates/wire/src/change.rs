@@ -1,15 +1,18 @@
-//! Changes in Avro single-object encoding.
+//! Changes and truncations in Avro single-object encoding.
 
 use std::sync::{Arc, LazyLock};
 
 use apache_avro::{Schema, rabin::Rabin};
 use bytes::Bytes;
-use cdc_model::{Change, TableId, TableSchema};
+use cdc_model::{Change, TableId, TableSchema, TableTruncation};
 
 use crate::{WireError, reader::Reader, writer};
 
 /// The Avro schema of a change, documented field by field.
 pub const CHANGE_SCHEMA: &str = include_str!("../schemas/change-v1.avsc");
+
+/// The Avro schema of a truncation.
+pub const TRUNCATION_SCHEMA: &str = include_str!("../schemas/truncation-v1.avsc");
 
 const MARKER: [u8; 2] = [0xc3, 0x01];
 const HEADER_LENGTH: usize = 10;
@@ -21,12 +24,20 @@ pub trait SchemaLookup {
 
 /// CRC-64-AVRO of the schema's canonical form.
 pub fn fingerprint() -> u64 {
-    static FINGERPRINT: LazyLock<u64> = LazyLock::new(|| {
-        let schema = Schema::parse_str(CHANGE_SCHEMA).expect("the schema that is compiled in is valid");
-        let bytes = schema.fingerprint::<Rabin>().bytes;
-        u64::from_le_bytes(bytes.try_into().expect("CRC-64 has eight bytes"))
-    });
+    static FINGERPRINT: LazyLock<u64> = LazyLock::new(|| fingerprint_of(CHANGE_SCHEMA));
     *FINGERPRINT
+}
+
+/// The same of [`TRUNCATION_SCHEMA`].
+pub fn truncation_fingerprint() -> u64 {
+    static FINGERPRINT: LazyLock<u64> = LazyLock::new(|| fingerprint_of(TRUNCATION_SCHEMA));
+    *FINGERPRINT
+}
+
+fn fingerprint_of(schema: &str) -> u64 {
+    let schema = Schema::parse_str(schema).expect("the schema that is compiled in is valid");
+    let bytes = schema.fingerprint::<Rabin>().bytes;
+    u64::from_le_bytes(bytes.try_into().expect("CRC-64 has eight bytes"))
 }
 
 pub fn encode_change(change: &Change) -> Bytes {
@@ -42,9 +53,18 @@ pub fn encode_change_into(change: &Change, out: &mut Vec<u8>) {
     writer::change(out, change);
 }
 
-/// The table a record speaks of, if it is a change at all.
+pub fn encode_truncation(truncation: &TableTruncation) -> Bytes {
+    let mut out = MARKER.to_vec();
+    out.extend_from_slice(&truncation_fingerprint().to_le_bytes());
+    writer::truncation(&mut out, truncation);
+    out.into()
+}
+
+/// The table a record speaks of, if it is a change or a truncation at all.
 pub fn table_of(record: &[u8]) -> Option<TableId> {
-    let body = record.strip_prefix(&MARKER)?.strip_prefix(&fingerprint().to_le_bytes())?;
+    let rest = record.strip_prefix(&MARKER)?;
+    let of = |fingerprint: u64| rest.strip_prefix(&fingerprint.to_le_bytes());
+    let body = of(fingerprint()).or_else(|| of(truncation_fingerprint()))?;
     Some(TableId(uuid::Uuid::from_bytes(*body.first_chunk()?)))
 }
 
@@ -53,12 +73,7 @@ pub fn table_of(record: &[u8]) -> Option<TableId> {
 /// # Errors
 /// [`WireError::awaits_schema`] tells what a later schema may cure from what stays undecodable.
 pub fn decode_change(record: Bytes, schemas: &impl SchemaLookup) -> Result<Change, WireError> {
-    let Some((header, _)) = record.split_first_chunk::<HEADER_LENGTH>().filter(|(h, _)| h.starts_with(&MARKER)) else {
-        return Err(WireError::NotSingleObject);
-    };
-    let mut found = [0; 8];
-    found.copy_from_slice(&header[2..]);
-    let found = u64::from_le_bytes(found);
+    let found = format_of(&record)?;
     if found != fingerprint() {
         return Err(WireError::UnknownFormat(found));
     }
@@ -70,4 +85,29 @@ pub fn decode_change(record: Bytes, schemas: &impl SchemaLookup) -> Result<Chang
     let provenance = reader.provenance()?;
     reader.end()?;
     Ok(Change { table, partition_key, body, provenance })
+}
+
+/// Decodes a record if it is a truncation; `None` if it is anything else.
+///
+/// # Errors
+/// As of [`decode_change`].
+pub fn decode_truncation(record: Bytes, schemas: &impl SchemaLookup) -> Result<Option<TableTruncation>, WireError> {
+    if format_of(&record) != Ok(truncation_fingerprint()) {
+        return Ok(None);
+    }
+    let mut reader = Reader::new(record, HEADER_LENGTH);
+    let id = TableId(reader.uuid()?);
+    let at = reader.truncated_at()?;
+    reader.end()?;
+    let table = schemas.table(id).ok_or(WireError::UnknownTable(id))?;
+    Ok(Some(TableTruncation { table, at }))
+}
+
+fn format_of(record: &[u8]) -> Result<u64, WireError> {
+    let Some((header, _)) = record.split_first_chunk::<HEADER_LENGTH>().filter(|(h, _)| h.starts_with(&MARKER)) else {
+        return Err(WireError::NotSingleObject);
+    };
+    let mut found = [0; 8];
+    found.copy_from_slice(&header[2..]);
+    Ok(u64::from_le_bytes(found))
 }

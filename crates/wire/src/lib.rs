@@ -6,6 +6,8 @@
 //! written and read by hand because a tree of generic Avro values costs several microseconds per record; tests hold
 //! it equal to `apache-avro` in both directions.
 //!
+//! That a table was truncated is a record of its own ([`TRUNCATION_SCHEMA`]), told from a change by its fingerprint.
+//!
 //! A table schema is plain JSON, `{"version": 1, "table": {...}}`, in the compacted topic `cdc-schemas` under
 //! [`schema_key`].
 
@@ -16,7 +18,8 @@ mod schema;
 mod writer;
 
 pub use change::{
-    CHANGE_SCHEMA, SchemaLookup, decode_change, encode_change, encode_change_into, fingerprint, table_of,
+    CHANGE_SCHEMA, SchemaLookup, TRUNCATION_SCHEMA, decode_change, decode_truncation, encode_change,
+    encode_change_into, encode_truncation, fingerprint, table_of, truncation_fingerprint,
 };
 pub use error::WireError;
 pub use schema::{decode_schema, encode_schema, schema_key};

@@ -4,8 +4,8 @@
 use bytes::Bytes;
 use cdc_model::{
     Bound, Cell, CellValue, ChangeBody, Clustering, ColumnId, ColumnState, ComplexState, DeletionTime, Liveness,
-    LocalTime, NodeId, Provenance, RangeTombstone, RowState, SegmentId, SegmentPosition, TableSchema, ValueBytes,
-    WriteTime,
+    LocalTime, NodeId, Provenance, RangeTombstone, RowState, SegmentId, SegmentPosition, TableSchema, TruncatedAt,
+    ValueBytes, WriteTime,
 };
 use smallvec::SmallVec;
 use uuid::Uuid;
@@ -167,6 +167,14 @@ impl Reader {
         let node = NodeId(self.uuid()?);
         let segment = SegmentId(self.long()?.cast_unsigned());
         Ok(Provenance { node, position: SegmentPosition { segment, offset: self.long()?.cast_unsigned() } })
+    }
+
+    pub(crate) fn truncated_at(&mut self) -> Result<TruncatedAt> {
+        let positions = self.list(|reader| {
+            let Provenance { node, position } = reader.provenance()?;
+            Ok((node, position))
+        })?;
+        Ok(positions.into_iter().collect())
     }
 
     fn clustering(&mut self) -> Result<Clustering> {

@@ -2,8 +2,8 @@
 //! block and a zero.
 
 use cdc_model::{
-    Bound, Cell, CellValue, Change, ChangeBody, ColumnState, DeletionTime, LocalTime, Provenance, RowState,
-    TableSchema, ValueBytes,
+    Bound, Cell, CellValue, Change, ChangeBody, ColumnState, DeletionTime, LocalTime, NodeId, Provenance, RowState,
+    SegmentPosition, TableSchema, TableTruncation, ValueBytes,
 };
 
 /// Variable-length zig-zag, as for Avro's int and long alike.
@@ -72,6 +72,16 @@ pub(crate) fn change(out: &mut Vec<u8>, change: &Change) {
         }
     }
     let Provenance { node, position } = change.provenance;
+    place(out, node, position);
+}
+
+pub(crate) fn truncation(out: &mut Vec<u8>, truncation: &TableTruncation) {
+    out.extend_from_slice(truncation.table.id.0.as_bytes());
+    let positions: Vec<_> = truncation.at.iter().collect();
+    array(out, &positions, |out, (node, position)| place(out, *node, *position));
+}
+
+fn place(out: &mut Vec<u8>, node: NodeId, position: SegmentPosition) {
     out.extend_from_slice(node.0.as_bytes());
     long(out, position.segment.0.cast_signed());
     long(out, position.offset.cast_signed());

@@ -9,10 +9,11 @@ use bytes::Bytes;
 use cdc_model::{
     Bound, Cell, CellValue, Change, ChangeBody, Clustering, Column, ColumnId, ColumnKind, ColumnState, ComplexState,
     CqlType, DeletionTime, KeyColumn, Liveness, LocalTime, NodeId, Provenance, RangeTombstone, RowState, SegmentId,
-    SegmentPosition, TableId, TableSchema, ValueBytes, WriteTime,
+    SegmentPosition, TableId, TableSchema, TableTruncation, TruncatedAt, ValueBytes, WriteTime,
 };
 use cdc_wire::{
-    CHANGE_SCHEMA, SchemaLookup, WireError, decode_change, decode_schema, encode_change, encode_schema, fingerprint,
+    CHANGE_SCHEMA, SchemaLookup, TRUNCATION_SCHEMA, WireError, decode_change, decode_schema, decode_truncation,
+    encode_change, encode_schema, encode_truncation, fingerprint, table_of, truncation_fingerprint,
 };
 use proptest::{collection, option, prelude::*};
 use uuid::Uuid;
@@ -120,6 +121,31 @@ fn change() -> impl Strategy<Value = Change> {
             },
         },
     )
+}
+
+fn truncation() -> impl Strategy<Value = TableTruncation> {
+    let position = (any::<u64>(), any::<u64>());
+    let position = position.prop_map(|(segment, offset)| SegmentPosition { segment: SegmentId(segment), offset });
+    let node = any::<u128>().prop_map(|node| NodeId(Uuid::from_u128(node)));
+    collection::btree_map(node, position, 0..4)
+        .prop_map(|at| TableTruncation { table: table(), at: at.into_iter().collect() })
+}
+
+/// As [`value`].
+fn truncation_value(truncation: &TableTruncation) -> Value {
+    let field = |name: &str, value| (name.to_owned(), value);
+    let uuid = |id: Uuid| Value::Fixed(16, id.as_bytes().to_vec());
+    let position = |(node, position): (NodeId, SegmentPosition)| {
+        Value::Record(vec![
+            field("node", uuid(node.0)),
+            field("segment", Value::Long(position.segment.0.cast_signed())),
+            field("offset", Value::Long(position.offset.cast_signed())),
+        ])
+    };
+    Value::Record(vec![
+        field("table", uuid(truncation.table.id.0)),
+        field("positions", Value::Array(truncation.at.iter().map(position).collect())),
+    ])
 }
 
 /// The change as `apache-avro` would hold it, written from the schema alone.
@@ -242,6 +268,22 @@ proptest! {
     }
 
     #[test]
+    fn apache_avro_reads_the_truncations_we_write_and_we_those_it_writes(truncation in truncation()) {
+        let schema = Schema::parse_str(TRUNCATION_SCHEMA).unwrap();
+        let writer = GenericDatumWriter::builder(&schema).build().unwrap();
+        let mut record = vec![0xc3, 0x01];
+        record.extend(truncation_fingerprint().to_le_bytes());
+        record.extend(writer.write_value_to_vec(truncation_value(&truncation)).unwrap());
+        prop_assert_eq!(&record[..], &encode_truncation(&truncation)[..]);
+        let tables = Tables(vec![table()]);
+        let read = decode_truncation(record.clone().into(), &tables).unwrap().unwrap();
+        prop_assert_eq!((read.table.id, read.at), (truncation.table.id, truncation.at));
+        for cut in 10..record.len() {
+            prop_assert!(decode_truncation(Bytes::copy_from_slice(&record[..cut]), &tables).is_err());
+        }
+    }
+
+    #[test]
     fn damage_is_an_error_and_never_a_panic(
         change in change(), at in any::<prop::sample::Index>(), byte in any::<u8>(), noise in blob(),
     ) {
@@ -338,6 +380,16 @@ fn files_of_version_1_stay_readable() {
         let record = read_golden(&format!("change-v1-{name}.avro"), &encode_change(&change));
         assert_same(&decode_change(record.into(), &tables).unwrap(), &change);
     }
+    let node = |node| NodeId(Uuid::from_u128(node));
+    let at = |offset| SegmentPosition { segment: SegmentId(1_700_000_000_123), offset };
+    let at: TruncatedAt = [(node(7), at(4_711)), (node(8), at(0))].into_iter().collect();
+    let truncation = TableTruncation { table: table(), at };
+    let record = Bytes::from(read_golden("truncation-v1.avro", &encode_truncation(&truncation)));
+    assert_eq!(decode_truncation(record.clone(), &tables).unwrap().unwrap().at, truncation.at);
+    assert_eq!(table_of(&record), Some(truncation.table.id));
+    assert_eq!(decode_change(record, &tables).unwrap_err(), WireError::UnknownFormat(truncation_fingerprint()));
+    let (_, change) = golden_changes().swap_remove(0);
+    assert!(decode_truncation(encode_change(&change), &tables).unwrap().is_none());
     let schema = read_golden("schema-v1.json", &encode_schema(&table()));
     assert_eq!(decode_schema(&schema).unwrap(), *table());
 }
@@ -389,6 +441,7 @@ fn every_field_of_the_schema_is_documented() {
         }
     }
     check(&serde_json::from_str(CHANGE_SCHEMA).unwrap(), "Change");
+    check(&serde_json::from_str(TRUNCATION_SCHEMA).unwrap(), "Truncation");
 }
 
 #[test]
