@@ -86,7 +86,8 @@ enum Slot {
     Tombstones,
 }
 
-/// Folds changes, whose tables' layouts are all in the map. Masks them, unless that was done before they were parked.
+/// Folds changes, whose tables' layouts are all in the map; those that a truncation has removed are left out. Masks them,
+/// unless that was done before they were parked.
 pub(crate) fn fold(changes: Vec<Change>, layouts: &HashMap<TableId, Arc<Layout>>, conceal: bool) -> Vec<Unit> {
     let mut units: Vec<Unit> = Vec::with_capacity(changes.len());
     let mut places: HashMap<(TableId, Bytes, Slot), usize, RandomState> =
@@ -95,6 +96,9 @@ pub(crate) fn fold(changes: Vec<Change>, layouts: &HashMap<TableId, Arc<Layout>>
     let mut last: Option<(Arc<TableSchema>, Option<Translation>)> = None;
     for Change { table, partition_key, body, provenance } in changes {
         let layout = &layouts[&table.id];
+        if layout.truncated.removes(&provenance) {
+            continue;
+        }
         if !last.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, &table)) {
             last = Some((Arc::clone(&table), layout.translation(&table)));
         }

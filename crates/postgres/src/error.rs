@@ -33,6 +33,9 @@ pub enum TargetError {
     State { table: String, error: cdc_model::StateError },
     #[error("rows kept changing under {attempts} attempts to write them")]
     Contended { attempts: usize },
+    /// Apply the changes again: those that are gone are left out then.
+    #[error("table {table} was truncated while changes of it were written")]
+    Overtaken { table: String },
     /// Only where nothing may be set aside, as in a replay.
     #[error("{message}")]
     Refused { error_type: ErrorType, code: String, message: String },
@@ -49,7 +52,7 @@ impl TargetError {
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Connect { fault, .. } | Self::Database { fault, .. } => fault.disposition(),
-            Self::Pool(_) | Self::Contended { .. } => Disposition::Retry,
+            Self::Pool(_) | Self::Contended { .. } | Self::Overtaken { .. } => Disposition::Retry,
             Self::Migrate { disposition, .. } => *disposition,
             Self::Refused { .. } => Disposition::Quarantine,
             Self::Layout { .. } | Self::State { .. } | Self::Flood { .. } => Disposition::Halt,

@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use cdc_model::{
-    Clustering, ColumnId, ColumnKind, ColumnState, CqlType, RowState, TableSchema, ValueBytes, WriteTime,
+    Clustering, ColumnId, ColumnKind, ColumnState, CqlType, RowState, TableSchema, TruncatedAt, ValueBytes, WriteTime,
     canonical_value,
 };
 
@@ -54,6 +54,8 @@ pub(crate) struct Layout {
     pub(crate) source: Arc<TableSchema>,
     /// Of the target in `_cdc.tables`.
     pub(crate) generation: i64,
+    /// What was captured there is gone; of that generation, too.
+    pub(crate) truncated: TruncatedAt,
     pub(crate) rows: Relation,
     /// Only if the table has static columns.
     pub(crate) statics: Option<Relation>,
@@ -116,6 +118,7 @@ impl Layout {
             added_again: (0u16..).zip(&schema.columns).filter_map(added_again).collect(),
             source: Arc::clone(&schema),
             generation: 0,
+            truncated: TruncatedAt::default(),
             rows,
             statics: has_statics.then_some(statics),
             view: format!("{}.{}", quote(&config.schema), quote(&format!("{bare}{VIEW_SUFFIX}"))),

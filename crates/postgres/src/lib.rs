@@ -18,6 +18,7 @@ mod settings;
 mod stream;
 mod target;
 mod transact;
+mod truncate;
 mod value;
 
 pub use config::PostgresConfig;

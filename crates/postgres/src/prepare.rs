@@ -4,7 +4,7 @@ mod ddl;
 
 use std::sync::Arc;
 
-use cdc_model::TableSchema;
+use cdc_model::{TableId, TableSchema};
 use tokio_postgres::{GenericClient, Transaction};
 
 use self::ddl::{Existing, Step, drop_view, plan, view};
@@ -14,6 +14,7 @@ use crate::{
     error::{Fault, FaultKind},
     layout::{Layout, Relation},
     transact::{LOCK, class},
+    truncate::truncated_at,
 };
 
 /// First key of the advisory lock under which tables are prepared, one at a time.
@@ -40,7 +41,7 @@ pub(crate) async fn prepare(
     newest: &Arc<TableSchema>,
 ) -> Result<Layout, TargetError> {
     let transaction = client.transaction().await.map_err(database)?;
-    transaction.execute("select pg_advisory_xact_lock($1, 0)", &[&PREPARE_CLASS]).await.map_err(database)?;
+    lock_preparing(&transaction).await?;
     let (stored, generation) = stored(&transaction, newest).await?;
     let too_wide = |error: cdc_model::SchemaError| TargetError::Layout {
         table: newest.full_name(),
@@ -58,17 +59,14 @@ pub(crate) async fn prepare(
     };
     let mut layout = Layout::new(config, Arc::new(schema))?;
     layout.source = Arc::clone(newest);
+    layout.truncated = truncated_at(&transaction, newest.id).await?;
     register(&transaction, &layout).await?;
     let steps = compare(&transaction, config, &layout).await?;
     refuse(config, &layout, &steps)?;
     layout.generation = if steps.is_empty() && !is_news {
         generation
     } else {
-        // Waits for every transaction that writes the table, and they look at the generation after they have a lock.
-        let (classes, keys) =
-            (vec![class(newest.id); BUCKETS.unsigned_abs() as usize], (0..BUCKETS).collect::<Vec<_>>());
-        let exclusive = vec![true; keys.len()];
-        transaction.execute(LOCK, &[&classes, &keys, &exclusive]).await.map_err(database)?;
+        lock_all(&transaction, newest.id).await?;
         alter(&transaction, &layout, &steps).await?;
         let text = serde_json::to_string(&*layout.schema).expect("a schema is plain data");
         let row = transaction
@@ -83,6 +81,20 @@ pub(crate) async fn prepare(
     };
     transaction.commit().await.map_err(database)?;
     Ok(layout)
+}
+
+/// Keeps others from preparing or truncating a table, to the end of the transaction.
+pub(crate) async fn lock_preparing(transaction: &Transaction<'_>) -> Result<(), TargetError> {
+    transaction.execute("select pg_advisory_xact_lock($1, 0)", &[&PREPARE_CLASS]).await.map_err(database)?;
+    Ok(())
+}
+
+/// Waits for every transaction that writes the table, and they look at the generation after they have a lock.
+pub(crate) async fn lock_all(transaction: &Transaction<'_>, table: TableId) -> Result<(), TargetError> {
+    let (classes, keys) = (vec![class(table); BUCKETS.unsigned_abs() as usize], (0..BUCKETS).collect::<Vec<_>>());
+    let exclusive = vec![true; keys.len()];
+    transaction.execute(LOCK, &[&classes, &keys, &exclusive]).await.map_err(database)?;
+    Ok(())
 }
 
 /// What is wrong with the targets of tables and needs a person, a sentence per table with the statements to run. Changes

@@ -7,7 +7,8 @@ use std::{
 };
 
 use cdc_model::{
-    Change, ColumnKind, LocalTime, Marker, NodeId, Provenance, RowState, SegmentPosition, TableId, TableSchema, token,
+    Change, ColumnKind, LocalTime, Marker, NodeId, Provenance, RowState, SegmentPosition, TableId, TableSchema,
+    TableTruncation, token,
 };
 use deadpool_postgres::Pool;
 use futures::future::BoxFuture;
@@ -27,6 +28,7 @@ use crate::{
     session::{Call, Frame, Session},
     stream::{CLAIM, FENCE_CLASS, fence_key},
     transact::{Failure, Work, contains, transact},
+    truncate::truncate,
     value::timestamptz,
 };
 
@@ -84,6 +86,8 @@ impl std::ops::AddAssign for Applied {
 #[derive(Default)]
 pub struct Delivery<'a> {
     pub changes: Vec<Change>,
+    /// Applied first, wherever they stood: what they remove is told by its place.
+    pub truncations: Vec<TableTruncation>,
     pub undecoded: Vec<Undecoded>,
     /// The records of the changes; direct mode has none.
     pub origins: Option<Arc<dyn Origins>>,
@@ -182,10 +186,13 @@ impl Target {
     ///
     /// # Errors
     /// As [`Self::apply`]; and [`TargetError::Flood`] if a table has too many dead letters, when those of this delivery
-    /// that exceed the limit were not written.
+    /// that exceed the limit were not written. [`TargetError::Overtaken`] may be tried again at once.
     pub fn deliver<'a>(&'a self, delivery: Delivery<'a>) -> BoxFuture<'a, Result<Applied, ApplyError>> {
         Box::pin(async move {
-            let Delivery { changes, undecoded, origins, commit, markers, flood } = delivery;
+            let Delivery { changes, truncations, undecoded, origins, commit, markers, flood } = delivery;
+            for truncation in &truncations {
+                self.inner.truncate(truncation).await?;
+            }
             let units = self.inner.fold(changes, true).await?;
             let context = Context { fence: commit.to_vec(), markers, origins, flood, ..Context::new(Purpose::Park) };
             let halted = self.inner.floods.halted(units.iter().map(|unit| &*unit.layout.schema));
@@ -216,11 +223,13 @@ impl Target {
                 for relation in std::iter::once(&layout.rows).chain(&layout.statics) {
                     let units = self.inner.expired(&layout, relation, now).await?;
                     let context = Context { now, ..Context::new(Purpose::Park) };
-                    let applied = self.inner.write(units, &context, false).await.map_err(|error| match error {
-                        ApplyError::Target(error) => error,
-                        ApplyError::Fenced { .. } => unreachable!("the sweeper has no claim to lose"),
-                    })?;
-                    swept += applied.rows_written;
+                    match self.inner.write(units, &context, false).await {
+                        Ok(applied) => swept += applied.rows_written,
+                        // The rows are gone; those that came since are found the next time.
+                        Err(ApplyError::Target(TargetError::Overtaken { .. })) => {}
+                        Err(ApplyError::Target(error)) => return Err(error),
+                        Err(ApplyError::Fenced { .. }) => unreachable!("the sweeper has no claim to lose"),
+                    }
                 }
             }
             Ok(swept)
@@ -304,7 +313,24 @@ impl Inner {
         Ok(layout)
     }
 
+    /// Empties a table, unless that was done already.
+    async fn truncate(&self, truncation: &TableTruncation) -> Result<(), TargetError> {
+        let mut layout = self.layout(&truncation.table).await?;
+        while !layout.truncated.covers(&truncation.at) {
+            let mut client = self.pool.get().await.map_err(|error| TargetError::from_pool(&error))?;
+            if truncate(&mut client, &layout, &truncation.at).await? {
+                tracing::info!(table = layout.schema.full_name(), "the target was emptied, as the table was truncated");
+            }
+            drop(client);
+            layout = self.prepare(&layout.schema, &layout.source).await?;
+        }
+        Ok(())
+    }
+
     /// Lays out anew what another writer has changed; whether there was anything.
+    ///
+    /// # Errors
+    /// [`TargetError::Overtaken`] if a table was truncated: what of the units is gone only the changes tell.
     async fn renew(&self, units: &mut [Unit]) -> Result<bool, TargetError> {
         let mut layouts: HashMap<TableId, Arc<Layout>> = HashMap::new();
         let mut renewed = false;
@@ -321,6 +347,9 @@ impl Inner {
                     layout
                 }
             };
+            if layout.truncated != unit.layout.truncated {
+                return Err(TargetError::Overtaken { table: layout.schema.full_name() });
+            }
             if !Arc::ptr_eq(&layout, &unit.layout) {
                 renewed = true;
                 unit.adopt(&layout);

@@ -21,10 +21,11 @@ use uuid::Uuid;
 
 use super::{
     ErrorType, Original,
-    read::{Content, DeadLetter},
+    read::{Content, DeadLetter, LetterFilter, LetterStatus},
 };
 use crate::{
     ApplyError, Target, TargetError,
+    batch::Unit,
     session::Call,
     target::{Context, Purpose},
     transact::STATIC_ROW,
@@ -117,7 +118,17 @@ impl Target {
         // What was parked as a change is masked already.
         let conceal = letter.content.state.is_none();
         let outcome = match changes {
-            Ok(changes) => self.apply_again(changes, conceal, rehearse).await?,
+            Ok(changes) => loop {
+                let units = self.inner.fold(changes.clone(), conceal).await?;
+                // After the layouts are known: a truncation until now shows here, a later one when the units are written.
+                if !self.is_unresolved(id).await? {
+                    break Replayed::Settled;
+                }
+                match self.apply_again(units, rehearse).await {
+                    Err(TargetError::Overtaken { .. }) => {}
+                    outcome => break outcome?,
+                }
+            },
             Err(refused) => Replayed::Refused(refused),
         };
         if rehearse {
@@ -125,7 +136,9 @@ impl Target {
         }
         let call = match &outcome {
             Replayed::Applied => Call::new(RESOLVE).with(id).with("applied by a replay and seen in the target"),
-            Replayed::Superseded => Call::new(RESOLVE).with(id).with("seen in the target, or newer data is"),
+            Replayed::Superseded => {
+                Call::new(RESOLVE).with(id).with("seen in the target, or newer data is, or the table was truncated")
+            }
             Replayed::Refused(Undecodable { error_type, code, message }) => {
                 let call = Call::new(FAIL_AGAIN).with(id).with(error_type.name());
                 call.with(code.clone()).with(message.replace('\0', "\u{fffd}"))
@@ -136,10 +149,14 @@ impl Target {
         Ok(outcome)
     }
 
-    async fn apply_again(&self, changes: Vec<Change>, conceal: bool, rehearse: bool) -> Result<Replayed, TargetError> {
+    async fn is_unresolved(&self, id: Uuid) -> Result<bool, TargetError> {
+        let status = Some(LetterStatus::Unresolved);
+        Ok(!self.dead_letter_ids(&LetterFilter { ids: vec![id], status, ..LetterFilter::default() }).await?.is_empty())
+    }
+
+    async fn apply_again(&self, units: Vec<Unit>, rehearse: bool) -> Result<Replayed, TargetError> {
         let purpose = if rehearse { Purpose::Rehearse } else { Purpose::Refuse };
         let context = Context::new(purpose);
-        let units = self.inner.fold(changes, conceal).await?;
         if self.inner.contains(units.clone(), context.now).await? {
             return Ok(Replayed::Superseded);
         }

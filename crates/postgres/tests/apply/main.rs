@@ -11,4 +11,5 @@ mod refusal;
 mod settings;
 mod stream;
 mod support;
+mod truncate;
 mod types;
