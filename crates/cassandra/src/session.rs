@@ -1,11 +1,12 @@
 //! A session with one node.
 
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cdc_commitlog::SchemaFile;
-use cdc_model::{NodeId, TableSchema};
+use cdc_commitlog::{SchemaFile, Truncation};
+use cdc_model::{NodeId, TableId, TableSchema};
 use cdc_runtime::Lifecycle;
 use futures::future::BoxFuture;
 use scylla::client::session::Session;
@@ -22,11 +23,15 @@ use crate::{CassandraConfig, CassandraError, schema};
 /// Between attempts of [`Cassandra::connect_when_ready`]: a node takes tens of seconds to start.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Truncations by table, as `system.local` holds them.
+type Records = HashMap<Uuid, Vec<u8>>;
+
 /// A session with the first contact point, and with no other node, whatever the cluster: what is asked here is about
 /// that node (its host id, its settings) or known to every node alike (the schema). Clones share the connection.
 #[derive(Clone)]
 pub struct Cassandra {
     session: Arc<Session>,
+    config: CassandraConfig,
     host_id: NodeId,
     release_version: String,
     cluster_name: String,
@@ -104,7 +109,7 @@ impl Cassandra {
             let (host_id, release_version, cluster_name) =
                 local.into_iter().next().ok_or(CassandraError::NoRow { table })?;
             info!(%host_id, release_version, cluster_name, "connected to Cassandra");
-            Ok(Self { session, host_id: NodeId(host_id), release_version, cluster_name })
+            Ok(Self { session, config: config.clone(), host_id: NodeId(host_id), release_version, cluster_name })
         })
     }
 
@@ -168,6 +173,45 @@ impl Cassandra {
         let table = "system.local";
         let versions: Vec<(Uuid,)> = self.rows(table, "select schema_version from system.local").await?;
         versions.into_iter().next().map(|(version,)| version).ok_or(CassandraError::NoRow { table })
+    }
+
+    /// The other nodes of the cluster, as this one knows them, and where they speak CQL.
+    ///
+    /// # Errors
+    /// If the node does not answer.
+    pub fn peers(&self) -> BoxFuture<'_, Result<Vec<(NodeId, SocketAddr)>, CassandraError>> {
+        Box::pin(async move {
+            let query = "select host_id, native_address, native_port from system.peers_v2";
+            let peers: Vec<(Option<Uuid>, Option<IpAddr>, Option<i32>)> = self.rows("system.peers_v2", query).await?;
+            let peer = |(id, address, port): (Option<Uuid>, Option<IpAddr>, Option<i32>)| {
+                Some((NodeId(id?), SocketAddr::new(address?, u16::try_from(port?).ok()?)))
+            };
+            Ok(peers.into_iter().filter_map(peer).collect())
+        })
+    }
+
+    /// A session with another node, with the same credentials.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub fn connect_to(&self, node: SocketAddr) -> BoxFuture<'_, Result<Self, CassandraError>> {
+        let config = CassandraConfig { contact_points: vec![node.to_string()], ..self.config.clone() };
+        Box::pin(async move { Self::connect(&config).await })
+    }
+
+    /// The last truncation of each table on the node connected to.
+    ///
+    /// # Errors
+    /// If the node does not answer.
+    pub fn truncations(&self) -> BoxFuture<'_, Result<Vec<Truncation>, CassandraError>> {
+        Box::pin(async move {
+            let table = "system.local";
+            let query = "select truncated_at from system.local";
+            let rows: Vec<(Option<Records>,)> = self.rows(table, query).await?;
+            let (records,) = rows.into_iter().next().ok_or(CassandraError::NoRow { table })?;
+            let records = records.into_iter().flatten();
+            Ok(records.filter_map(|(table, record)| Truncation::parse(TableId(table), &record)).collect())
+        })
     }
 
     pub(crate) async fn rows<R>(&self, table: &'static str, query: &str) -> Result<Vec<R>, CassandraError>

@@ -158,6 +158,8 @@ pub struct SegmentReader {
     entry_bytes_max: u64,
     /// What makes sections plain that are not.
     pub(crate) sections: Option<Sections>,
+    /// Marker of the first section.
+    start: Place,
     /// Marker at the start of the section `offset` lies in.
     pub(crate) section: Place,
     /// Sections before that one.
@@ -215,6 +217,7 @@ impl SegmentReader {
             crc: Hasher::new(),
             entry_bytes_max: options.entry_bytes_max,
             sections: Sections::new(header.encoding, options).map_err(unsupported)?,
+            start: section,
             section,
             passed: 0,
             section_end: None,
@@ -224,6 +227,14 @@ impl SegmentReader {
         };
         reader.resume(resume_offset)?;
         Ok(Some(reader))
+    }
+
+    /// Goes back to the beginning, and holds nothing in memory. The file may be gone from its folder.
+    pub fn rewind(&mut self) {
+        self.input.release();
+        self.input.pause();
+        (self.section, self.section_end, self.passed) = (self.start, None, 0);
+        self.offset = self.start.logical + MARKER;
     }
 
     /// Goes to the section the offset lies in. What was read before passed every marker it needed, a torn one included;

@@ -10,8 +10,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use cdc_model::{Change, Marker, SegmentPosition, TableId, TableSchema};
-use cdc_wire::{encode_change_into, encode_schema, schema_key};
+use cdc_model::{Change, Marker, SegmentPosition, TableId, TableSchema, TableTruncation};
+use cdc_wire::{encode_change_into, encode_schema, encode_truncation, schema_key};
 use rdkafka::{
     ClientContext, Message,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -35,6 +35,8 @@ use crate::{
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 /// Electing the leaders of a new topic takes well under a second.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Until the number of a topic's partitions is asked for again.
+const METADATA_RETRY: Duration = Duration::from_secs(1);
 const LEADER_POLL: Duration = Duration::from_millis(50);
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Waits for room in the queue no longer than this before looking whether the producer still lives.
@@ -208,7 +210,7 @@ impl Publisher {
         let deadline = Instant::now() + LEADER_TIMEOUT;
         loop {
             let present = self.topics_with_leaders().await?;
-            match wanted.iter().find(|topic| !present.get(**topic).is_some_and(|ready| *ready)) {
+            match wanted.iter().find(|topic| !present.get(**topic).is_some_and(|(_, ready)| *ready)) {
                 None => return Ok(()),
                 Some(topic) if Instant::now() > deadline => {
                     return Err(KafkaError::NoLeader { topic: (*topic).to_owned() });
@@ -218,15 +220,17 @@ impl Publisher {
         }
     }
 
-    /// The topics that exist, and whether all their partitions have leaders.
-    async fn topics_with_leaders(&self) -> Result<HashMap<String, bool>, KafkaError> {
+    /// The topics that exist, how many partitions they have, and whether all have leaders.
+    async fn topics_with_leaders(&self) -> Result<HashMap<String, (i32, bool)>, KafkaError> {
         let producer = self.producer.clone();
         let metadata = tokio::task::spawn_blocking(move || producer.client().fetch_metadata(None, METADATA_TIMEOUT))
             .await
             .map_err(|_| KafkaError::Thread("kafka metadata"))?
             .map_err(|source| self.unreachable(source))?;
         let ready = |topic: &rdkafka::metadata::MetadataTopic| {
-            !topic.partitions().is_empty() && topic.partitions().iter().all(|p| p.error().is_none() && p.leader() >= 0)
+            let ready = topic.partitions().iter().all(|p| p.error().is_none() && p.leader() >= 0);
+            let partitions = i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX);
+            (partitions, ready && partitions > 0)
         };
         Ok(metadata.topics().iter().map(|topic| (topic.name().to_owned(), ready(topic))).collect())
     }
@@ -316,6 +320,34 @@ impl Publisher {
         self.shared.sent.fetch_add(changes.len() as u64, Ordering::Relaxed);
         self.shared.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.shared.settle(batch, 1);
+        Ok(())
+    }
+
+    /// Sends a truncation to every partition of its table's topic and returns when all have acknowledged it; waits for the
+    /// brokers. So it stands behind what was sent before, and before what is sent then.
+    ///
+    /// # Errors
+    /// As [`Self::send_batch`].
+    pub async fn send_truncation(&self, truncation: &TableTruncation) -> Result<(), KafkaError> {
+        let topic = self.topic_of(&truncation.table);
+        let payload = encode_truncation(truncation);
+        let partitions = loop {
+            self.check()?;
+            match self.topics_with_leaders().await {
+                Ok(topics) => match topics.get(&*topic) {
+                    Some((partitions, _)) => break *partitions,
+                    None => return Err(KafkaError::NoLeader { topic: topic.to_string() }),
+                },
+                Err(error) => {
+                    tracing::warn!(%error, %topic, "a truncation waits for Kafka");
+                    tokio::time::sleep(METADATA_RETRY).await;
+                }
+            }
+        };
+        for partition in 0..partitions {
+            let record = Outgoing { topic: &topic, payload: Some(&payload), ..Outgoing::default() };
+            self.publish_record(Outgoing { partition: Some(partition), ..record }).await?;
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cdc_model::{Change, Marker};
+use cdc_model::{Change, Marker, TableTruncation};
 use cdc_postgres::{Advance, Claim, StreamName, Target};
 use cdc_runtime::Lifecycle;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -19,6 +19,7 @@ use crate::{
 #[derive(Default)]
 pub struct Batch {
     pub changes: Vec<Change>,
+    pub truncations: Vec<TableTruncation>,
     pub upto: String,
     /// Passed by the position.
     pub markers: Vec<Marker>,
@@ -127,8 +128,8 @@ impl BatchSender {
             room = Arc::clone(&self.room).acquire_many_owned(permits) => room.map_err(|_| Closed)?,
             () = self.chunks.closed() => return Err(Closed),
         };
-        let Batch { changes, upto, markers } = batch;
-        let lot = Arc::new(Lot { changes, ..Lot::default() });
+        let Batch { changes, truncations, upto, markers } = batch;
+        let lot = Arc::new(Lot { changes, truncations, ..Lot::default() });
         let chunk = Chunk { claim: Arc::clone(&self.claim), lot, bytes, upto, markers, _room: room };
         self.chunks.send(chunk).await.map_err(|_| Closed)
     }

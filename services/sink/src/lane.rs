@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use cdc_kafka::{Record, SCHEMA_TOPIC, SchemaFollower};
-use cdc_model::Change;
 use cdc_postgres::{Claim, Disposition};
 use cdc_runtime::Lifecycle;
 use cdc_wire::table_of;
@@ -11,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::{
     lot::Lot,
-    poison::{Poison, decode},
+    poison::{Event, Poison, decode},
     retry::Patience,
     writer::Chunk,
 };
@@ -58,8 +57,8 @@ impl Decoder {
         let mut lot = Lot { changes: Vec::with_capacity(records.len()), ..Lot::default() };
         lot.records.reserve_exact(records.len());
         for record in records {
-            let change = match decode(&record, self.partitions, &self.schemas) {
-                Ok(change) => Ok(change),
+            let event = match decode(&record, self.partitions, &self.schemas) {
+                Ok(event) => Ok(event),
                 Err(first) => {
                     // What came before must not wait along with it; the room it takes is counted with the rest.
                     if let (true, Some(share)) = (lot.len() > 0, room.split(1)) {
@@ -68,11 +67,12 @@ impl Decoder {
                     self.settle(&record, first).await?
                 }
             };
-            match change {
-                Ok(change) => {
+            match event {
+                Ok(Event::Change(change)) => {
                     lot.changes.push(change);
                     lot.records.push(record);
                 }
+                Ok(Event::Truncation(truncation)) => lot.truncations.push(truncation),
                 Err(poison) => lot.undecoded.push(poison.undecoded(&record, &self.schemas)),
             }
         }
@@ -93,7 +93,7 @@ impl Decoder {
     }
 
     /// Finds out whether a record is poison, or we do not know enough yet.
-    async fn settle(&mut self, record: &Record, first: Poison) -> Result<Result<Change, Poison>, Ended> {
+    async fn settle(&mut self, record: &Record, first: Poison) -> Result<Result<Event, Poison>, Ended> {
         let soft = self.lifecycle.soft().clone();
         let mut patience = Patience::new(format!("reading {}", record.at));
         let mut versions = self.schemas.versions();
@@ -136,7 +136,7 @@ impl Decoder {
             match answer {
                 Ok(true) => return Ok(Err(poison)),
                 Ok(false) => match decode(record, self.partitions, &self.schemas) {
-                    Ok(change) => return Ok(Ok(change)),
+                    Ok(event) => return Ok(Ok(event)),
                     Err(again) => poison = again,
                 },
                 Err(error) => {

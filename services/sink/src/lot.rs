@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cdc_kafka::Record;
-use cdc_model::Change;
+use cdc_model::{Change, TableTruncation};
 use cdc_postgres::{Original, Origins, Undecoded};
 
 use crate::poison::original;
@@ -15,13 +15,15 @@ pub(crate) struct Lot {
     /// The record of each change; none in direct mode. A record's bytes live as long as its change anyway, which is
     /// made of slices of them.
     pub(crate) records: Vec<Record>,
+    /// Not in order with the changes, and need not be.
+    pub(crate) truncations: Vec<TableTruncation>,
     /// Records that are no changes.
     pub(crate) undecoded: Vec<Undecoded>,
 }
 
 impl Lot {
     pub(crate) fn len(&self) -> usize {
-        self.changes.len() + self.undecoded.len()
+        self.changes.len() + self.truncations.len() + self.undecoded.len()
     }
 }
 

@@ -1,11 +1,17 @@
-//! Records that are no change.
+//! What records hold, and those that hold nothing.
 
 use std::{collections::HashMap, sync::Arc};
 
 use cdc_kafka::{Record, SchemaFollower, partition_of};
-use cdc_model::{Change, TableId, TableSchema};
+use cdc_model::{Change, TableId, TableSchema, TableTruncation};
 use cdc_postgres::{ErrorType, Original, Undecodable, Undecoded};
-use cdc_wire::{SchemaLookup, WireError, decode_change, table_of};
+use cdc_wire::{SchemaLookup, WireError, decode_change, decode_truncation, table_of};
+
+/// What an agent sends.
+pub(crate) enum Event {
+    Change(Change),
+    Truncation(TableTruncation),
+}
 
 /// Why a record is not a change, or not one that belongs where it stands.
 #[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
@@ -85,9 +91,15 @@ pub(crate) fn original(record: &Record) -> Original {
     }
 }
 
-/// The change of a record; with the number of the topic's partitions also where it stands is looked at.
-pub(crate) fn decode(record: &Record, partitions: Option<i32>, schemas: &impl SchemaLookup) -> Result<Change, Poison> {
+/// What a record holds; with the number of the topic's partitions also where a change stands is looked at.
+pub(crate) fn decode(record: &Record, partitions: Option<i32>, schemas: &impl SchemaLookup) -> Result<Event, Poison> {
     let payload = record.payload.clone().ok_or(Poison::NullValue)?;
+    // It stands in every partition, under no key.
+    if record.key.is_none()
+        && let Some(truncation) = decode_truncation(payload.clone(), schemas)?
+    {
+        return Ok(Event::Truncation(truncation));
+    }
     let key = record.key.as_ref().ok_or(Poison::NullKey)?;
     let change = decode_change(payload, schemas)?;
     if change.partition_key != *key {
@@ -95,7 +107,7 @@ pub(crate) fn decode(record: &Record, partitions: Option<i32>, schemas: &impl Sc
     }
     match partitions {
         Some(partitions) if partition_of(key, partitions) != record.at.partition => Err(Poison::PartitionMismatch),
-        Some(_) | None => Ok(change),
+        Some(_) | None => Ok(Event::Change(change)),
     }
 }
 

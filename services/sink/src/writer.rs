@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use cdc_model::{Change, Marker};
-use cdc_postgres::{Advance, ApplyError, Claim, Delivery, StreamName, Target};
+use cdc_postgres::{Advance, ApplyError, Claim, Delivery, StreamName, Target, TargetError};
 use cdc_runtime::Lifecycle;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -89,6 +89,7 @@ impl<S: Streams> Writer<S> {
             }
             let delivery = Delivery {
                 changes: batch.iter().flat_map(|chunk| &chunk.lot.changes).cloned().collect(),
+                truncations: batch.iter().flat_map(|chunk| &chunk.lot.truncations).cloned().collect(),
                 undecoded: batch.iter().flat_map(|chunk| &chunk.lot.undecoded).cloned().collect(),
                 origins: Some(Arc::new(Lots(batch.iter().map(|chunk| Arc::clone(&chunk.lot)).collect()))),
                 commit: &advances,
@@ -125,6 +126,9 @@ impl<S: Streams> Writer<S> {
                         self.streams.lost(claim)?;
                     }
                     batch.retain(|chunk| chunk.claim.stream != stream);
+                }
+                Err(ApplyError::Target(TargetError::Overtaken { table })) => {
+                    tracing::debug!(table, "truncated meanwhile: what is gone of the batch is left out");
                 }
                 Err(error) => {
                     failed = true;

@@ -87,6 +87,9 @@ impl Capture {
     pub(crate) fn run(mut self) -> Result<(), SourceError> {
         let mut scanned: Option<Instant> = None;
         let mut scan_error: Option<Instant> = None;
+        if let Err(failure) = self.intake.look_for_truncations() {
+            return failure.map(|Halted| ());
+        }
         while !self.stop.is_cancelled() {
             if scanned.is_none_or(|at| at.elapsed() >= SCAN_INTERVAL) {
                 if let Err(error) = self.scan()
@@ -104,9 +107,10 @@ impl Capture {
             };
             self.metrics.caught_up(!busy);
             if !busy {
-                match self.intake.compare_schema() {
+                match self.intake.compare_schema().map_err(Ok).and_then(|()| self.intake.look_for_truncations()) {
                     Ok(()) => {}
-                    Err(Halted) => break,
+                    Err(Ok(Halted)) => break,
+                    Err(Err(error)) => return Err(error),
                 }
                 std::thread::sleep(self.poll_interval);
             }
@@ -160,7 +164,7 @@ impl Capture {
                 Step::Waiting => (segment.drained, segment.parked) = (true, id < polled),
                 Step::Finished => {
                     let segment = self.open.remove(&id).expect("listed above");
-                    self.finish(&segment)?;
+                    self.finish(segment)?;
                     busy = true;
                 }
             }
@@ -174,7 +178,7 @@ impl Capture {
         Ok(busy)
     }
 
-    fn finish(&mut self, segment: &OpenSegment) -> Result<(), SourceError> {
+    fn finish(&mut self, segment: OpenSegment) -> Result<(), SourceError> {
         if segment.vanished && segment.view.index.is_some() {
             let segment = segment.file.id.0;
             tracing::error!(segment, "a segment was deleted by someone else before it was captured to its end");
@@ -186,7 +190,7 @@ impl Capture {
         }
         tracing::debug!(segment = segment.file.id.0, "segment read to its end");
         self.finished.insert(segment.file.id);
-        self.intake.finish(segment.file.id);
+        self.intake.finish(segment.file.id, segment.reader);
         Ok(())
     }
 }

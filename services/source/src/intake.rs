@@ -8,8 +8,10 @@ use std::{
 };
 
 use cdc_cassandra::{MarkTable, checks::Wanted};
-use cdc_commitlog::{DecodeError, Decoder, Format, Payload};
-use cdc_model::{Change, Marker, NodeId, Provenance, SegmentId, SegmentPosition, TableId, TableSchema};
+use cdc_commitlog::{DecodeError, Decoder, Format, Payload, SegmentReader, Truncation};
+use cdc_model::{
+    Change, Marker, NodeId, Provenance, SegmentId, SegmentPosition, TableId, TableSchema, TableTruncation,
+};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -17,6 +19,7 @@ use crate::{
     position::Offsets,
     quarantine::Quarantine,
     schema::{Comparison, Schemas},
+    truncation::Truncations,
 };
 
 /// How long a mutation may be ahead of the schema before it counts as undecodable. Cassandra itself cannot decode a
@@ -37,6 +40,8 @@ pub(crate) struct Batch {
     /// Counts up from 1.
     pub(crate) sequence: u64,
     pub(crate) changes: Vec<Change>,
+    /// To be sent before the changes: some of them come again behind it.
+    pub(crate) truncations: Vec<TableTruncation>,
     /// How far the log is captured once this batch is durable.
     pub(crate) offsets: Offsets,
     /// Segments whose last change is in this batch or an earlier one.
@@ -73,17 +78,21 @@ pub(crate) struct Intake {
     pub(crate) captured: Captured,
     pub(crate) schemas: Schemas,
     pub(crate) quarantine: Quarantine,
+    pub(crate) truncations: Truncations,
     pub(crate) metrics: Arc<SourceMetrics>,
     outbox: mpsc::Sender<Batch>,
     batch_bytes: usize,
-    decoder: Decoder,
+    pub(crate) decoder: Decoder,
+    /// Noted by the entry at hand.
+    noted: Vec<(Arc<TableSchema>, Truncation)>,
+    pub(crate) truncated: Vec<TableTruncation>,
     /// Tables that are in the log and not in the schema: dropped.
     gone: HashSet<TableId>,
     malformed_refresh: Option<Instant>,
     comparison: Comparison,
     refreshed: Instant,
     offsets: Offsets,
-    changes: Vec<Change>,
+    pub(crate) changes: Vec<Change>,
     weight: usize,
     holds_slices: bool,
     finished: Vec<SegmentId>,
@@ -104,6 +113,7 @@ impl Intake {
         captured: Captured,
         schemas: Schemas,
         quarantine: Quarantine,
+        truncations: Truncations,
         metrics: Arc<SourceMetrics>,
         outbox: mpsc::Sender<Batch>,
         batch_bytes: usize,
@@ -114,10 +124,13 @@ impl Intake {
             captured,
             schemas,
             quarantine,
+            truncations,
             metrics,
             outbox,
             batch_bytes,
             decoder: Decoder::new(),
+            noted: Vec::new(),
+            truncated: Vec::new(),
             gone: HashSet::new(),
             malformed_refresh: None,
             comparison: Comparison::default(),
@@ -156,14 +169,22 @@ impl Intake {
             self.failed = Some(failure);
             return;
         }
+        self.count(self.changes.len() - before);
+        for (table, truncation) in std::mem::take(&mut self.noted) {
+            if let Err(failure) = self.truncated(table, &truncation) {
+                self.failed = Some(failure);
+                return;
+            }
+        }
         self.offsets.set(end);
         self.metrics.entries.fetch_add(1, Relaxed);
-        let taken = &self.changes[before..];
-        if !taken.is_empty() {
-            self.metrics.changes.fetch_add(taken.len() as u64, Relaxed);
-            self.weight += size_of_val(taken);
-            self.holds_slices = true;
-        }
+    }
+
+    /// So many changes were added.
+    pub(crate) fn count(&mut self, taken: usize) {
+        self.metrics.changes.fetch_add(taken as u64, Relaxed);
+        self.weight += taken * size_of::<Change>();
+        self.holds_slices |= taken > 0;
     }
 
     /// The entries since the last call came from one read of this many bytes: changes are slices of what was read
@@ -252,7 +273,7 @@ impl Intake {
         }
         if self.changes.get(before).is_some_and(|change| self.schemas.history.follows(change.table.id)) {
             let changes = self.changes.split_off(before);
-            self.schemas.follow(format, end, &payload, &changes, &self.captured, &self.metrics);
+            self.noted = self.schemas.follow(format, end, &payload, &changes, &self.captured, &self.metrics);
         }
     }
 
@@ -268,7 +289,8 @@ impl Intake {
     }
 
     /// The segment was read to its end, and nothing will be written to it any more.
-    pub(crate) fn finish(&mut self, segment: SegmentId) {
+    pub(crate) fn finish(&mut self, segment: SegmentId, reader: Option<SegmentReader>) {
+        self.truncations.finish(segment, reader);
         self.offsets.remove(segment);
         self.finished.push(segment);
     }
@@ -287,7 +309,8 @@ impl Intake {
     /// is behind the capture has stopped.
     pub(crate) fn flush(&mut self) -> Result<(), Option<SourceError>> {
         let moved = self.offsets != self.flushed_offsets && self.flushed.elapsed() >= POSITION_INTERVAL;
-        if self.changes.is_empty() && self.finished.is_empty() && self.markers.is_empty() && !moved {
+        let nothing = self.changes.is_empty() && self.truncated.is_empty() && self.markers.is_empty();
+        if nothing && self.finished.is_empty() && !moved {
             return Ok(());
         }
         // The position must not overtake the schema that is known at it.
@@ -296,6 +319,7 @@ impl Intake {
         let batch = Batch {
             sequence: self.sequence,
             changes: std::mem::take(&mut self.changes),
+            truncations: std::mem::take(&mut self.truncated),
             offsets: self.offsets.clone(),
             finished: std::mem::take(&mut self.finished),
             markers: std::mem::take(&mut self.markers),

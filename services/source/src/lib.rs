@@ -24,6 +24,7 @@ mod schema_store;
 mod segment;
 mod start;
 mod state_file;
+mod truncation;
 
 use std::sync::Arc;
 
@@ -127,6 +128,8 @@ pub enum SourceError {
     Keystore(#[from] cdc_commitlog::KeystoreError),
     #[error(transparent)]
     SchemaStore(#[from] SchemaStoreError),
+    #[error("cannot write {path}; the state directory must exist and have space")]
+    State { path: std::path::PathBuf, source: std::io::Error },
     #[error(transparent)]
     Segment(#[from] cdc_commitlog::ReadError),
     #[error(transparent)]

@@ -25,7 +25,7 @@ pub struct SourceMetrics {
     pub(crate) bytes: AtomicU64,
     /// Entries skipped because their table is not in the schema any more.
     pub(crate) dropped_tables: AtomicU64,
-    /// `TRUNCATE`s of captured tables, which the target does not follow.
+    /// `TRUNCATE`s of captured tables.
     pub(crate) truncations: AtomicU64,
     /// Entries kept in quarantine.
     pub(crate) quarantined: AtomicU64,
@@ -143,7 +143,7 @@ impl SourceMetrics {
             (
                 "cdc_source_truncations_total",
                 "counter",
-                "TRUNCATEs of captured tables, whose rows the target keeps.",
+                "TRUNCATEs of captured tables.",
                 float(self.truncations.load(Relaxed)),
             ),
             (
@@ -229,8 +229,8 @@ mod tests {
     use super::*;
 
     fn batch(sequence: u64, offsets: &str) -> Batch {
-        let offsets = offsets.parse().unwrap();
-        Batch { sequence, changes: Vec::new(), offsets, finished: Vec::new(), markers: Vec::new() }
+        let (truncations, changes, finished, markers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Batch { sequence, truncations, changes, offsets: offsets.parse().unwrap(), finished, markers }
     }
 
     #[test]

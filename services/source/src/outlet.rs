@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use cdc_kafka::{KafkaError, Publisher};
-use cdc_model::{Change, SegmentId, SegmentPosition, TableId, TableSchema};
+use cdc_model::{Change, SegmentId, SegmentPosition, TableId, TableSchema, TableTruncation};
 use cdc_postgres::Target;
 use cdc_sink::{BatchSender, SinkConfig, SinkMetrics};
 use tokio::sync::{mpsc, watch};
@@ -36,6 +36,8 @@ pub struct ChannelOutlet {
 pub struct ChannelBatch {
     /// Counts up from 1 without gaps within one run of the agent.
     pub sequence: u64,
+    /// To be taken before the changes.
+    pub truncations: Vec<TableTruncation>,
     /// Empty if only the position moved. Marks of barriers are not among them.
     pub changes: Vec<Change>,
 }
@@ -55,11 +57,13 @@ impl Delivery {
             Self::Direct { batches, run } => {
                 let position = DirectPosition { run: *run, sequence: batch.sequence };
                 let upto = position.text(&batch.offsets);
-                let batch = cdc_sink::Batch { changes: batch.changes, upto, markers: batch.markers };
+                let Batch { changes, truncations, markers, .. } = batch;
+                let batch = cdc_sink::Batch { changes, truncations, upto, markers };
                 batches.send(batch).await.map_err(|_| SourceError::OutletClosed)
             }
             Self::Channel(batches) => {
-                let batch = ChannelBatch { sequence: batch.sequence, changes: batch.changes };
+                let Batch { sequence, truncations, changes, .. } = batch;
+                let batch = ChannelBatch { sequence, truncations, changes };
                 batches.send(batch).await.map_err(|_| SourceError::OutletClosed)
             }
         }
@@ -90,22 +94,26 @@ impl KafkaDelivery {
     }
 
     async fn send(&mut self, batch: &Batch) -> Result<(), SourceError> {
-        for change in &batch.changes {
-            let known = self.published.get(&change.table.id);
-            if known.is_some_and(|known| Arc::ptr_eq(known, &change.table)) {
+        let truncated = batch.truncations.iter().map(|truncation| &truncation.table);
+        for table in truncated.chain(batch.changes.iter().map(|change| &change.table)) {
+            let known = self.published.get(&table.id);
+            if known.is_some_and(|known| Arc::ptr_eq(known, table)) {
                 continue;
             }
-            if known.is_some_and(|known| **known == *change.table) {
-                self.published.insert(change.table.id, Arc::clone(&change.table));
+            if known.is_some_and(|known| **known == **table) {
+                self.published.insert(table.id, Arc::clone(table));
                 continue;
             }
-            while let Err(error) = self.publish(std::slice::from_ref(&change.table)).await {
+            while let Err(error) = self.publish(std::slice::from_ref(table)).await {
                 if !is_transient(&error) {
                     return Err(error.into());
                 }
-                tracing::warn!(%error, table = change.table.full_name(), "cannot publish a schema: will try again");
+                tracing::warn!(%error, table = table.full_name(), "cannot publish a schema: will try again");
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
             }
+        }
+        for truncation in &batch.truncations {
+            self.publisher.send_truncation(truncation).await?;
         }
         if batch.markers.is_empty() {
             return Ok(self.publisher.send_batch(&batch.changes, upto(batch.sequence)).await?);

@@ -1,10 +1,14 @@
 //! Schemas for the capture: followed in the log, read from Cassandra where the log does not say enough.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use cdc_cassandra::Cassandra;
-use cdc_commitlog::{Followed, Format, SchemaFile, SchemaHistory};
+use cdc_cassandra::{Cassandra, CassandraError};
+use cdc_commitlog::{Followed, Format, SchemaFile, SchemaHistory, Truncation};
 use cdc_model::{Change, SegmentPosition, TableSchema};
+use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -29,21 +33,24 @@ pub(crate) struct SchemaSource {
 }
 
 impl SchemaSource {
-    /// The schema as it is now; waits for Cassandra as long as it takes.
+    /// The schema as it is now.
     fn load(&self) -> Result<SchemaFile, Halted> {
+        self.wait_for("the log needs a schema", || self.cassandra.load_schema_file())
+    }
+
+    /// Waits for Cassandra as long as it takes.
+    pub(crate) fn wait_for<'s, T>(
+        &'s self,
+        why: &str,
+        ask: impl Fn() -> BoxFuture<'s, Result<T, CassandraError>>,
+    ) -> Result<T, Halted> {
         let mut complained: Option<Instant> = None;
         loop {
-            let loaded = self.runtime.block_on(async {
-                tokio::select! {
-                    () = self.stop.cancelled() => Err(Halted),
-                    loaded = self.cassandra.load_schema_file() => Ok(loaded),
-                }
-            })?;
-            match loaded {
-                Ok(schema) => return Ok(schema),
+            match self.runtime.block_on(self.stop.run_until_cancelled(ask())).ok_or(Halted)? {
+                Ok(answer) => return Ok(answer),
                 Err(error) if complained.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) => {
                     complained = Some(Instant::now());
-                    tracing::warn!(%error, "capture waits: the log needs a schema that cannot be read");
+                    tracing::warn!(%error, "capture waits: {why}, and Cassandra does not answer");
                 }
                 Err(_) => {}
             }
@@ -71,7 +78,7 @@ pub(crate) struct Schemas {
 }
 
 impl Schemas {
-    /// Takes in a mutation of system tables.
+    /// Takes in a mutation of system tables; tells which captured tables were truncated.
     pub(crate) fn follow(
         &mut self,
         format: Format,
@@ -80,13 +87,22 @@ impl Schemas {
         changes: &[Change],
         captured: &Captured,
         metrics: &SourceMetrics,
-    ) {
+    ) -> Vec<(Arc<TableSchema>, Truncation)> {
         let followed = self.history.apply(changes);
         let is_schema = changes.iter().any(|change| change.table.keyspace == "system_schema");
         if is_schema {
             self.store.followed(format, at, payload, &self.history);
         }
-        tell(&followed, at, &self.history, captured, metrics);
+        tell(&followed, at, captured);
+        let table = |truncation: &Truncation| cdc_commitlog::Schemas::table(&self.history, truncation.table).cloned();
+        let truncated =
+            followed.truncations.into_iter().filter_map(|truncation| Some((table(&truncation)?, truncation)));
+        let truncated: Vec<_> = truncated.filter(|(table, _)| captured.contains(table)).collect();
+        for (table, _) in &truncated {
+            tracing::info!(table = table.full_name(), position = %at, "table was truncated");
+        }
+        metrics.truncations.fetch_add(truncated.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        truncated
     }
 
     /// Returns once the history holds the schema as it is now.
@@ -101,14 +117,8 @@ impl Schemas {
     }
 }
 
-fn tell(
-    followed: &Followed,
-    at: SegmentPosition,
-    history: &SchemaHistory,
-    captured: &Captured,
-    metrics: &SourceMetrics,
-) {
-    let own = |table: &&std::sync::Arc<TableSchema>| captured.matches(table);
+fn tell(followed: &Followed, at: SegmentPosition, captured: &Captured) {
+    let own = |table: &&Arc<TableSchema>| captured.matches(table);
     for table in followed.tables.iter().filter(own) {
         tracing::info!(table = table.full_name(), position = %at, "table was created or altered");
     }
@@ -117,17 +127,6 @@ fn tell(
     }
     for fault in &followed.faults {
         tracing::debug!(%fault, position = %at, "the log alone does not tell this table's schema");
-    }
-    for truncation in &followed.truncations {
-        let Some(table) = cdc_commitlog::Schemas::table(history, truncation.table) else { continue };
-        if captured.contains(table) {
-            metrics.truncations.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            tracing::warn!(
-                table = table.full_name(),
-                position = %at,
-                "table was truncated; the target keeps the rows until they are reconciled"
-            );
-        }
     }
 }
 

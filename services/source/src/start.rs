@@ -29,6 +29,7 @@ use crate::{
     quarantine::Quarantine,
     schema::{SchemaSource, Schemas},
     schema_store::SchemaStore,
+    truncation::Truncations,
 };
 
 const RETRY: Duration = Duration::from_millis(250);
@@ -113,6 +114,10 @@ pub(crate) async fn start(
         }
     };
     metrics.started(mode, &position.offsets);
+    let truncations = {
+        let (directory, options) = (directory.clone(), read_options.clone());
+        Truncations::open(&config.state_directory, node, directory, options, position.finished.clone())?
+    };
     let stop = lifecycle.soft().clone();
     let schemas = SchemaSource { cassandra, runtime: Handle::current(), stop: stop.clone() };
     let capture = {
@@ -122,8 +127,17 @@ pub(crate) async fn start(
         move || {
             let (offsets, finished) = (position.offsets, position.finished);
             let schemas = Schemas { source: schemas, history, store };
-            let intake =
-                Intake::new(node, captured, schemas, quarantine, Arc::clone(&metrics), outbox, batch_bytes, offsets);
+            let intake = Intake::new(
+                node,
+                captured,
+                schemas,
+                quarantine,
+                truncations,
+                Arc::clone(&metrics),
+                outbox,
+                batch_bytes,
+                offsets,
+            );
             let open = BTreeMap::new();
             Capture { directory, mode, poll_interval, read_options, intake, finished, metrics, stop, open }
         }

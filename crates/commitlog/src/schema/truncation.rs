@@ -17,6 +17,18 @@ pub struct Truncation {
     pub wall_ms: i64,
 }
 
+impl Truncation {
+    /// As `system.local` holds it in `truncated_at`.
+    pub fn parse(table: TableId, record: &[u8]) -> Option<Self> {
+        let (segment, rest) = record.split_first_chunk::<8>()?;
+        let (offset, wall) = rest.split_first_chunk::<4>()?;
+        let segment = u64::try_from(i64::from_be_bytes(*segment)).ok().map(SegmentId);
+        let offset = u64::try_from(i32::from_be_bytes(*offset)).ok();
+        let at = segment.zip(offset).map(|(segment, offset)| SegmentPosition { segment, offset });
+        Some(Self { table, at, wall_ms: i64::from_be_bytes(wall.try_into().ok()?) })
+    }
+}
+
 /// What an update of `system.local` says of truncated tables. The deletion of a record, as `DROP TABLE` makes one, is
 /// none.
 pub(super) fn truncations(change: &Change) -> impl Iterator<Item = Truncation> {
@@ -33,14 +45,6 @@ pub(super) fn truncations(change: &Change) -> impl Iterator<Item = Truncation> {
         })
         .filter_map(|(path, cell)| {
             let CellValue::Live(value) = &cell.value else { return None };
-            let (segment, rest) = value.split_first_chunk::<8>()?;
-            let (offset, wall) = rest.split_first_chunk::<4>()?;
-            let segment = u64::try_from(i64::from_be_bytes(*segment)).ok().map(SegmentId);
-            let offset = u64::try_from(i32::from_be_bytes(*offset)).ok();
-            Some(Truncation {
-                table: TableId(Uuid::from_slice(path).ok()?),
-                at: segment.zip(offset).map(|(segment, offset)| SegmentPosition { segment, offset }),
-                wall_ms: i64::from_be_bytes(wall.try_into().ok()?),
-            })
+            Truncation::parse(TableId(Uuid::from_slice(path).ok()?), value)
         })
 }

@@ -53,6 +53,17 @@ fn reading_resumes_at_every_entry() {
 }
 
 #[test]
+fn a_reader_that_was_rewound_reads_all_again_though_the_file_is_gone() {
+    let (segment, ends) = segment();
+    let mut reader = segment.open(ends[3]);
+    drop(segment);
+    for finished in [false, true] {
+        reader.rewind();
+        assert_eq!(offsets(&read(&mut reader, Fence::Live, finished).0), ends);
+    }
+}
+
+#[test]
 fn the_budget_stops_after_the_entry_that_reaches_it() {
     let (segment, ends) = segment();
     let mut reader = segment.open(0);
