@@ -38,7 +38,7 @@ use uuid::Uuid;
 
 use crate::{
     TargetError,
-    error::Fault,
+    error::{Fault, FaultKind},
     layout::Layout,
     prepare::{lock_all, lock_preparing},
 };
@@ -85,7 +85,10 @@ pub(crate) async fn truncate(client: &mut Client, layout: &Layout, at: &Truncate
     }
     let relations: Vec<&str> =
         std::iter::once(&layout.rows).chain(&layout.statics).map(|relation| relation.name.as_str()).collect();
-    transaction.batch_execute(&format!("truncate {}", relations.join(", "))).await.map_err(failed)?;
+    transaction
+        .batch_execute(&format!("truncate {}", relations.join(", ")))
+        .await
+        .map_err(|error| refused(layout, error))?;
     for forget in [FORGET_REMAINS, FORGET_TOMBSTONES, SUPERSEDE_LETTERS] {
         transaction.execute(forget, &[&table.0]).await.map_err(failed)?;
     }
@@ -95,6 +98,18 @@ pub(crate) async fn truncate(client: &mut Client, layout: &Layout, at: &Truncate
     transaction.execute(NOTE, &[&table.0, &nodes, &segments, &offsets]).await.map_err(failed)?;
     transaction.commit().await.map_err(failed)?;
     Ok(true)
+}
+
+fn refused(layout: &Layout, error: tokio_postgres::Error) -> TargetError {
+    match Fault::from(error) {
+        // Not a stale plan here.
+        fault if fault.kind == FaultKind::Plan => TargetError::Layout {
+            table: layout.schema.full_name(),
+            problem: format!("truncating {} fails: {fault}", layout.rows.name),
+            fix: "drop the foreign keys that refer to it".to_owned(),
+        },
+        fault => TargetError::Database { doing: "truncate target tables", fault },
+    }
 }
 
 fn failed(error: tokio_postgres::Error) -> TargetError {

@@ -6,7 +6,9 @@ use anyhow::Result;
 use cdc_model::{
     Change, ChangeBody, NodeId, Provenance, SegmentId, SegmentPosition, TableSchema, TableTruncation, TruncatedAt,
 };
-use cdc_postgres::{ApplyError, Delivery, LetterFilter, LetterStatus, Replayed, Target, TargetError, Undecodable};
+use cdc_postgres::{
+    ApplyError, Delivery, Disposition, LetterFilter, LetterStatus, Replayed, Target, TargetError, Undecodable,
+};
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use uuid::Uuid;
 
@@ -128,6 +130,23 @@ async fn a_writer_that_is_behind_renews_and_drops_before_it_commits() -> Result<
     assert_eq!(keys(&database).await?, ["p/4"]);
     // The sweeper of a writer that is behind finds nothing of what was.
     assert_eq!(writer.sweep_expired(now()).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_foreign_key_in_the_way_halts_the_table_with_the_remedy() -> Result<()> {
+    let database = Database::create().await?;
+    let target = database.target().await?;
+    let table = orders();
+    target.apply(vec![at(1, 10, insert(&table, "p", 1, 1, "a", 5))], &[]).await?;
+    let client = database.client().await?;
+    client.batch_execute("create table mine (p text, c int, foreign key (p, c) references \"cdc_Orders\")").await?;
+    let error = truncate(&target, truncation(&table, [(1, 20)])).await.unwrap_err();
+    assert_eq!(error.disposition(), Disposition::Halt);
+    assert!(error.to_string().contains("foreign key"), "{error}");
+    client.batch_execute("drop table mine").await?;
+    truncate(&target, truncation(&table, [(1, 20)])).await?;
+    assert!(keys(&database).await?.is_empty());
     Ok(())
 }
 
