@@ -7,17 +7,17 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::pipeline::Servers;
 
-const RATE: u32 = 400;
+pub(crate) const RATE: u32 = 400;
 
 /// Prints the seed, so that a failing run can be repeated.
-fn moments(test: &str) -> (u64, ChaCha8Rng) {
+pub(crate) fn moments(test: &str) -> (u64, ChaCha8Rng) {
     let seed = std::env::var("CDC_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
     println!("{test}: CDC_SEED={seed}");
     (seed, ChaCha8Rng::seed_from_u64(seed))
 }
 
 /// Lets the load run for a random while.
-fn run_on(random: &mut ChaCha8Rng) {
+pub(crate) fn run_on(random: &mut ChaCha8Rng) {
     std::thread::sleep(Duration::from_millis(random.random_range(500..4_000)));
 }
 

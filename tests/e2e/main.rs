@@ -8,3 +8,4 @@ mod converges;
 mod operator;
 mod pipeline;
 mod scaling;
+mod truncates;

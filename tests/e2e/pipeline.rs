@@ -52,9 +52,12 @@ impl Servers {
 
     /// 1 or 3, each with all rows.
     pub(crate) fn start_nodes(kafka: bool, nodes: usize) -> Self {
-        let cassandra = Cassandra::builder().commitlog_segment_size_mib(2).nodes(nodes).start().unwrap();
+        // Several are patient with each other, because they share what cores there are.
+        let timeouts = ["read_request_timeout", "range_request_timeout", "write_request_timeout", "request_timeout"];
+        let builder = Cassandra::builder().nodes(nodes).commitlog_segment_size_mib(2);
+        let builder = timeouts.iter().filter(|_| nodes > 1).fold(builder, |all, timeout| all.setting(timeout, "25s"));
         let servers = Self {
-            cassandra,
+            cassandra: builder.start().unwrap(),
             kafka: kafka.then(|| Kafka::start().unwrap()),
             postgres: Postgres::start().unwrap(),
             runtime: Runtime::new().unwrap(),
@@ -115,6 +118,12 @@ impl Servers {
     /// Under a name of its own, so that two of one role can run side by side.
     pub(crate) fn spawn_as(&self, name: &str, role: &'static str, source: &str) -> Process {
         Process::spawn(role, self.config(name, source))
+    }
+
+    /// `cdc run` beside each node.
+    pub(crate) fn spawn_agents(&self) -> Vec<Process> {
+        let agent = |index| Process::spawn("run", self.config_of(index, &format!("run-{index}"), ""));
+        (0..self.cassandra.nodes().len()).map(agent).collect()
     }
 
     /// After this nothing expires any more, and what Cassandra acknowledged is readable in every capture mode.
