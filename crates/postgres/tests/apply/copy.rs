@@ -106,17 +106,16 @@ async fn a_copy_that_meets_a_row_inserted_meanwhile_is_merged_with_it() -> Resul
         ('p', 100, -1, 'newer', 0, 9), ('p', 200, -1, 'older', 0, 1)";
     transaction.batch_execute(theirs).await?;
     let changes: Vec<Change> = (0..MANY).map(|c| insert(&table, "p", c, c, "ours", 5)).collect();
-    let applying = tokio::spawn({
-        let changes = changes.clone();
-        async move { target.apply(changes, &[]).await }
-    });
     let waits = "select count(*) from pg_stat_activity where datname = current_database() \
         and wait_event_type = 'Lock' and query like '-- cdc: copy rows%'";
-    while database.number(waits).await? == 0 {
-        tokio::task::yield_now().await;
-    }
-    transaction.commit().await?;
-    assert_eq!(applying.await??.rows_written, usize::try_from(MANY)? - 1);
+    let commits = async {
+        while database.number(waits).await? == 0 {
+            tokio::task::yield_now().await;
+        }
+        anyhow::Ok(transaction.commit().await?)
+    };
+    let (applied, ()) = tokio::try_join!(async { Ok(target.apply(changes.clone(), &[]).await?) }, commits)?;
+    assert_eq!(applied.rows_written, usize::try_from(MANY)? - 1);
     let mut all = changes;
     all.extend([insert(&table, "p", 100, -1, "newer", 9), insert(&table, "p", 200, -1, "older", 1)]);
     assert_eq!(stored(&database, "p").await?, expected(&all, now()));
