@@ -355,7 +355,7 @@ impl Intake {
                     let known = self.changes.len();
                     // What cannot be decoded was set aside when it was read first.
                     let history = &self.schemas.history;
-                    if self.decoder.decode(format, &payload, at, history, &is_it, &mut self.changes).is_err() {
+                    if self.decoder.decode(format, payload, at, history, &is_it, &mut self.changes).is_err() {
                         self.changes.truncate(known);
                     }
                 }
