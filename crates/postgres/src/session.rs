@@ -124,9 +124,8 @@ impl Session {
             | FaultKind::Access
             | FaultKind::Unknown => true,
         };
-        if usable && !self.asking && self.open && self.client().batch_execute("rollback").await.is_ok() {
-            self.open = false;
-        }
+        // Asked even if nothing is open: what ended the session may have come while a statement was prepared.
+        self.open = !usable || self.asking || self.client().batch_execute("rollback").await.is_err();
     }
 
     pub(crate) async fn rollback(mut self) {
