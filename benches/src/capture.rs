@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use cdc_commitlog::{Decoder, Fence, ReadLimit, ReadOutcome, SegmentReader, list_segments, read_index};
-use cdc_model::{Change, NodeId, Provenance, TableSchema};
+use cdc_model::{Change, NodeId, Provenance, TableSchema, ValueBytes};
 use cdc_testkit::{Cassandra, Kafka};
 use futures::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -259,7 +259,7 @@ fn status(port_file: &PathBuf) -> anyhow::Result<serde_json::Value> {
 
 /// Sends the records the agent sent, made beforehand, with the same settings.
 fn produce(kafka: &Kafka, folder: &Path, schemas: &[TableSchema]) -> anyhow::Result<Cost> {
-    let mut records: Vec<(Bytes, Bytes)> = Vec::new();
+    let mut records: Vec<(ValueBytes, Bytes)> = Vec::new();
     read_all(folder, schemas, |change| records.push((change.partition_key.clone(), cdc_wire::encode_change(change))))?;
     let producer: Arc<BaseProducer> = Arc::new(
         ClientConfig::new()

@@ -254,7 +254,7 @@ impl Bench<'_> {
     fn row(&self, id: i64, row: RowState) -> Change {
         Change {
             table: Arc::clone(&self.table),
-            partition_key: Bytes::copy_from_slice(&id.to_be_bytes()),
+            partition_key: id.to_be_bytes().into(),
             body: ChangeBody::Row { clustering: Clustering::default(), row },
             provenance: Provenance { node: NodeId(Uuid::nil()), position: SegmentPosition::START },
         }

@@ -6,7 +6,7 @@
 
 mod row;
 
-use std::{collections::HashMap, hash::BuildHasher, ops::Range, rc::Rc, sync::Arc};
+use std::{collections::HashMap, hash::BuildHasher, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use cdc_model::{
@@ -198,6 +198,48 @@ struct Update<'a, 'b, const KEEP: bool> {
     missing: &'b mut Vec<u64>,
 }
 
+/// Where the changes of an update go; nowhere, if it is not to be kept.
+struct Changes<'a, const KEEP: bool> {
+    whole: &'a Bytes,
+    table: &'a Arc<TableSchema>,
+    partition_key: Range<usize>,
+    at: Provenance,
+    out: &'a mut Vec<Change>,
+}
+
+impl<const KEEP: bool> Changes<'_, KEEP> {
+    #[inline]
+    fn push(&mut self, body: ChangeBody) {
+        if KEEP {
+            let partition_key = ValueBytes::of(self.whole, self.partition_key.clone());
+            self.out.push(Change { table: Arc::clone(self.table), partition_key, body, provenance: self.at });
+        }
+    }
+
+    /// A row, the static one if it has no clustering, that is read to where it stays, and left out if it says nothing.
+    #[inline]
+    fn row(
+        &mut self,
+        clustering: Option<Clustering>,
+        read: impl FnOnce(&mut RowState) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        if !KEEP {
+            return read(&mut RowState::default());
+        }
+        self.push(match clustering {
+            Some(clustering) => ChangeBody::Row { clustering, row: RowState::default() },
+            None => ChangeBody::Static(RowState::default()),
+        });
+        if let Some(Change { body: ChangeBody::Row { row, .. } | ChangeBody::Static(row), .. }) = self.out.last_mut() {
+            read(row)?;
+            if row.is_empty() {
+                self.out.pop();
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What the header's deltas are added to.
 #[derive(Clone, Copy, Default)]
 struct Base {
@@ -241,41 +283,33 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
         let statics = if has_static_row { Some(layout.columns(cursor)?) } else { None };
         let regulars = layout.columns(cursor)?;
         let table = &layout.table;
-        let mut emit = |body| {
-            if KEEP {
-                let partition_key = whole.slice(partition_key.clone());
-                out.push(Change { table: Arc::clone(table), partition_key, body, provenance: at });
-            }
-        };
+        let mut into = Changes::<KEEP> { whole, table, partition_key, at, out };
         let mut update = Update::<KEEP> { format, whole, cursor, base, clustering: &layout.clustering, missing };
 
         if flags & update_flag::DELETION != 0
             && let Some(deletion) = update.deletion()?
         {
-            emit(ChangeBody::DeletePartition(deletion));
+            into.push(ChangeBody::DeletePartition(deletion));
         }
         if let Some(statics) = statics {
-            let row = update.static_row(&statics)?;
-            if !row.is_empty() {
-                emit(ChangeBody::Static(row));
-            }
+            update.static_row(&statics, &mut into)?;
         }
         if flags & update_flag::ROW_ESTIMATE != 0 {
             update.cursor.uvint()?;
         }
-        update.unfiltered(&regulars, &mut emit)
+        update.unfiltered(&regulars, &mut into)
     }
 
-    fn static_row(&mut self, columns: &Rc<Columns>) -> Result<RowState, Stop> {
+    fn static_row(&mut self, columns: &Columns, into: &mut Changes<'_, KEEP>) -> Result<(), Stop> {
         let flags = self.cursor.u8()?;
         if flags & row_flag::EXTENSION == 0 || self.cursor.u8()? & row_flag::EXTENDED_STATIC == 0 {
             return Err("the static row is not marked as one".into());
         }
-        Ok(self.row(flags, columns)?)
+        Ok(into.row(None, |row| self.row(flags, columns, row))?)
     }
 
     /// Rows and range markers up to the end of the partition.
-    fn unfiltered(&mut self, columns: &Columns, emit: &mut impl FnMut(ChangeBody)) -> Result<(), Stop> {
+    fn unfiltered(&mut self, columns: &Columns, into: &mut Changes<'_, KEEP>) -> Result<(), Stop> {
         let mut open: Option<(Bound, Option<DeletionTime>)> = None;
         loop {
             let flags = self.cursor.u8()?;
@@ -283,24 +317,21 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
                 return if open.is_none() { Ok(()) } else { Err("a range deletion has no end".into()) };
             }
             if flags & row_flag::MARKER != 0 {
-                self.marker(&mut open, emit)?;
+                self.marker(&mut open, into)?;
                 continue;
             }
             if flags & row_flag::EXTENSION != 0 && self.cursor.u8()? & row_flag::EXTENDED_STATIC != 0 {
                 return Err("a static row stands among the rows".into());
             }
             let clustering = self.row_clustering()?;
-            let row = self.row(flags, columns)?;
-            if !row.is_empty() {
-                emit(ChangeBody::Row { clustering, row });
-            }
+            into.row(Some(clustering), |row| self.row(flags, columns, row))?;
         }
     }
 
     fn marker(
         &mut self,
         open: &mut Option<(Bound, Option<DeletionTime>)>,
-        emit: &mut impl FnMut(ChangeBody),
+        into: &mut Changes<'_, KEEP>,
     ) -> Result<(), Fault> {
         // (a range ends here, including the bound's rows; a range starts here, including them)
         let (ends, starts) = match self.cursor.u8()? {
@@ -320,7 +351,7 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
             self.deletion()?;
             let Some((start, opened)) = open.take() else { return Err("a range deletion has no start") };
             if let Some(deletion) = opened {
-                emit(ChangeBody::DeleteRange(RangeTombstone { start, end: bound(inclusive), deletion }));
+                into.push(ChangeBody::DeleteRange(RangeTombstone { start, end: bound(inclusive), deletion }));
             }
         }
         if let Some(inclusive) = starts {

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
-use crate::{Clustering, DeletionTime, NodeId, RangeTombstone, RowState, SegmentPosition, TableSchema};
+use crate::{Clustering, DeletionTime, NodeId, RangeTombstone, RowState, SegmentPosition, TableSchema, ValueBytes};
 
 /// Where a change was captured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,7 +19,7 @@ pub struct Provenance {
 pub struct Change {
     pub table: Arc<TableSchema>,
     /// As in the log: the one column's value, or for several per component u16 length, bytes, one byte 0.
-    pub partition_key: Bytes,
+    pub partition_key: ValueBytes,
     pub body: ChangeBody,
     pub provenance: Provenance,
 }

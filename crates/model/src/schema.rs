@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::WriteTime;
+use crate::{ValueBytes, WriteTime};
 
 /// Id by which the commit log names a table; a re-created table has a new one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -252,28 +252,26 @@ impl TableSchema {
     }
 
     /// Splits a partition key into its columns' values; `None` if the lengths do not add up.
-    pub fn split_partition_key(&self, key: &bytes::Bytes) -> Option<Vec<bytes::Bytes>> {
+    pub fn split_partition_key(&self, key: &[u8]) -> Option<Vec<ValueBytes>> {
         if self.partition_key.len() == 1 {
-            return Some(vec![key.clone()]);
+            return Some(vec![key.into()]);
         }
         let mut values = Vec::with_capacity(self.partition_key.len());
-        let mut rest = key.clone();
+        let mut rest = key;
         for _ in &self.partition_key {
-            let length = usize::from(u16::from_be_bytes(*rest.first_chunk::<2>()?));
-            if rest.len() < 2 + length + 1 {
-                return None;
-            }
-            values.push(rest.slice(2..2 + length));
-            rest = rest.slice(2 + length + 1..);
+            let (length, behind) = rest.split_first_chunk::<2>()?;
+            let (value, behind) = behind.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+            values.push(value.into());
+            rest = behind.split_first()?.1;
         }
         rest.is_empty().then_some(values)
     }
 
     /// What [`Self::split_partition_key`] splits.
-    pub fn join_partition_key(values: &[impl AsRef<[u8]>]) -> bytes::Bytes {
+    pub fn join_partition_key(values: &[impl AsRef<[u8]>]) -> ValueBytes {
         use bytes::BufMut;
         if let [only] = values {
-            return bytes::Bytes::copy_from_slice(only.as_ref());
+            return only.as_ref().into();
         }
         let mut key = bytes::BytesMut::new();
         for value in values {
@@ -282,7 +280,7 @@ impl TableSchema {
             key.put_slice(value);
             key.put_u8(0);
         }
-        key.freeze()
+        key.freeze().into()
     }
 }
 

@@ -1,6 +1,7 @@
 //! A serialised value, held in place while it is short.
 
 use std::{
+    borrow::Borrow,
     cmp::Ordering,
     hash::{Hash, Hasher},
     ops::{Deref, Range},
@@ -92,6 +93,12 @@ impl Deref for ValueBytes {
 
 impl AsRef<[u8]> for ValueBytes {
     fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Borrow<[u8]> for ValueBytes {
+    fn borrow(&self) -> &[u8] {
         self
     }
 }

@@ -54,7 +54,7 @@ fn write(table: &Arc<TableSchema>, key: i64, time: i64, columns: u16, marked: bo
     let row = RowState { liveness, deletion: None, columns: (0..columns).map(value).collect() };
     Change {
         table: Arc::clone(table),
-        partition_key: Bytes::copy_from_slice(&key.to_be_bytes()),
+        partition_key: key.to_be_bytes().into(),
         body: ChangeBody::Row { clustering: Clustering::default(), row },
         provenance: Provenance { node: NodeId(Uuid::nil()), position: SegmentPosition::START },
     }

@@ -2,9 +2,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use bytes::Bytes;
 use cdc_model::{
-    Change, ChangeBody, Clustering, PartitionTombstones, Provenance, RowState, TableId, TableSchema, Token, token,
+    Change, ChangeBody, Clustering, PartitionTombstones, Provenance, RowState, TableId, TableSchema, Token, ValueBytes,
+    token,
 };
 use foldhash::quality::RandomState;
 
@@ -21,7 +21,7 @@ pub(crate) const BUCKETS: i32 = 64;
 #[derive(Clone, Debug)]
 pub(crate) struct Unit {
     pub(crate) layout: Arc<Layout>,
-    pub(crate) partition: Bytes,
+    pub(crate) partition: ValueBytes,
     pub(crate) token: Token,
     pub(crate) body: Body,
     /// Of the newest change in it.
@@ -90,7 +90,7 @@ enum Slot {
 /// unless that was done before they were parked.
 pub(crate) fn fold(changes: Vec<Change>, layouts: &HashMap<TableId, Arc<Layout>>, conceal: bool) -> Vec<Unit> {
     let mut units: Vec<Unit> = Vec::with_capacity(changes.len());
-    let mut places: HashMap<(TableId, Bytes, Slot), usize, RandomState> =
+    let mut places: HashMap<(TableId, ValueBytes, Slot), usize, RandomState> =
         HashMap::with_capacity_and_hasher(changes.len(), RandomState::default());
     // Of the last change's table: most batches have long runs of one.
     let mut last: Option<(Arc<TableSchema>, Option<Translation>)> = None;

@@ -210,14 +210,14 @@ impl Layout {
     /// The key columns of a row, or of a static row or partition if there is no clustering.
     pub(crate) fn encode_key(
         &self,
-        partition: &Bytes,
+        partition: &[u8],
         clustering: Option<&Clustering>,
     ) -> Result<Vec<ValueBytes>, (Option<String>, Unrepresentable)> {
         let malformed = (None, Unrepresentable::Malformed("key"));
         let partition = self.schema.split_partition_key(partition).ok_or(malformed.clone())?;
         let clustering_values =
             clustering.into_iter().flat_map(Clustering::values).map(|value| value.map(ValueBytes::from));
-        let values = partition.into_iter().map(|value| Some(value.into())).chain(clustering_values);
+        let values = partition.into_iter().map(Some).chain(clustering_values);
         let columns = self.rows.key.iter().take(match clustering {
             Some(_) => self.rows.key.len(),
             None => self.rows.partition_columns,
@@ -233,7 +233,7 @@ impl Layout {
 }
 
 /// What [`KEY`] holds.
-pub(crate) fn join_key(partition: &Bytes, clustering: Option<&Clustering>) -> Bytes {
+pub(crate) fn join_key(partition: &[u8], clustering: Option<&Clustering>) -> Bytes {
     let clustering = clustering.map_or(&[][..], |clustering| clustering.as_bytes());
     let mut out = BytesMut::with_capacity(4 + partition.len() + clustering.len());
     out.put_u32(u32::try_from(partition.len()).expect("a partition key is under 64 KiB"));
@@ -243,8 +243,8 @@ pub(crate) fn join_key(partition: &Bytes, clustering: Option<&Clustering>) -> By
 }
 
 /// Partition key and clustering of what [`join_key`] joined.
-pub(crate) fn split_key(mut key: Bytes) -> Option<(Bytes, Clustering)> {
+pub(crate) fn split_key(mut key: Bytes) -> Option<(ValueBytes, Clustering)> {
     let length = usize::try_from(key.try_get_u32().ok()?).ok()?;
     let partition = (length <= key.len()).then(|| key.split_to(length))?;
-    Some((partition, Clustering::from_bytes(key)?))
+    Some((partition.into(), Clustering::from_bytes(key)?))
 }

@@ -56,7 +56,6 @@ use std::{
     ops::Range,
 };
 
-use bytes::Bytes;
 use cdc_model::{
     Clustering, ColumnKind, PartitionTombstones, RowState, StateError, TableId, Token, ValueBytes, encode_tombstones,
 };
@@ -137,7 +136,7 @@ struct Version {
 
 /// A row that a unit, or the deletion of its partition, may change.
 struct Touched<'w> {
-    partition: Bytes,
+    partition: ValueBytes,
     /// Of the partition, in [`TableWork::tombstones`].
     tombstones: usize,
     token: Token,
@@ -168,7 +167,7 @@ struct TableWork<'w> {
 }
 
 struct Tombstones<'w> {
-    partition: &'w Bytes,
+    partition: &'w ValueBytes,
     token: Token,
     unit: Option<usize>,
     change: Option<&'w PartitionTombstones>,
@@ -337,7 +336,7 @@ fn park(
 /// Sorts units by table and key, and refuses those whose key has no form in PostgreSQL.
 fn arrange<'w>(work: &Work<'w>, refusals: &mut Vec<(usize, Refusal)>) -> Vec<TableWork<'w>> {
     let mut tables: BTreeMap<TableId, TableWork<'w>> = BTreeMap::new();
-    let mut places: HashMap<(TableId, &Bytes), usize, RandomState> =
+    let mut places: HashMap<(TableId, &ValueBytes), usize, RandomState> =
         HashMap::with_capacity_and_hasher(work.units.len(), RandomState::default());
     for (index, unit) in work.units.iter().enumerate().filter(|(_, unit)| unit.refused.is_none()) {
         let layout = &unit.layout;
@@ -418,7 +417,7 @@ fn locks(work: &Work<'_>, tables: &[TableWork<'_>]) -> Locks {
 
 impl<'w> Touched<'w> {
     fn new(
-        partition: Bytes,
+        partition: ValueBytes,
         tombstones: usize,
         token: Token,
         clustering: Option<Clustering>,

@@ -78,11 +78,6 @@ impl Reader {
         Ok(ValueBytes::of(&self.record, span))
     }
 
-    fn bytes(&mut self) -> Result<Bytes> {
-        let span = self.span()?;
-        Ok(self.record.slice(span))
-    }
-
     pub(crate) fn uuid(&mut self) -> Result<Uuid> {
         let word = self.record.get(self.at..self.at + 16).ok_or_else(|| self.damaged("cut off"))?;
         let uuid = Uuid::from_slice(word).expect("sixteen bytes");
@@ -145,8 +140,8 @@ impl Reader {
         Ok(items)
     }
 
-    pub(crate) fn partition_key(&mut self) -> Result<Bytes> {
-        self.bytes()
+    pub(crate) fn partition_key(&mut self) -> Result<ValueBytes> {
+        self.value()
     }
 
     pub(crate) fn body(&mut self, table: &TableSchema) -> Result<ChangeBody> {

@@ -110,7 +110,7 @@ fn body() -> impl Strategy<Value = ChangeBody> {
 }
 
 fn change() -> impl Strategy<Value = Change> {
-    (blob().prop_map(|key| key.to_bytes()), body(), any::<u128>(), any::<u64>(), any::<u64>()).prop_map(
+    (blob(), body(), any::<u128>(), any::<u64>(), any::<u64>()).prop_map(
         |(partition_key, body, node, segment, offset)| Change {
             table: table(),
             partition_key,
@@ -355,9 +355,7 @@ fn golden_changes() -> Vec<(&'static str, Change)> {
         ("delete-range", ChangeBody::DeleteRange(range)),
     ]
     .into_iter()
-    .map(|(name, body)| {
-        (name, Change { table: Arc::clone(&table), partition_key: text(b"ann").to_bytes(), body, provenance })
-    })
+    .map(|(name, body)| (name, Change { table: Arc::clone(&table), partition_key: text(b"ann"), body, provenance }))
     .collect()
 }
 

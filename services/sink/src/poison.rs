@@ -102,7 +102,7 @@ pub(crate) fn decode(record: &Record, partitions: Option<i32>, schemas: &impl Sc
     }
     let key = record.key.as_ref().ok_or(Poison::NullKey)?;
     let change = decode_change(payload, schemas)?;
-    if change.partition_key != *key {
+    if change.partition_key[..] != key[..] {
         return Err(Poison::KeyMismatch);
     }
     match partitions {

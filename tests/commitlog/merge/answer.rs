@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use bytes::Bytes;
 use cdc_model::{Change, ColumnId, CqlType, LocalTime, TableSchema, ValueBytes, VisibleColumn, compare_values};
 use cdc_workload::every_change::{Session, select};
 
@@ -54,9 +53,9 @@ fn now() -> LocalTime {
 }
 
 /// As `SELECT *` does it: rows with the static columns of their partition, which alone are a row, too.
-pub(super) fn show(table: &TableSchema, key: &Bytes, merged: &Partition, now: LocalTime, rows: &mut Rows) {
+pub(super) fn show(table: &TableSchema, key: &[u8], merged: &Partition, now: LocalTime, rows: &mut Rows) {
     let partition = table.split_partition_key(key).expect("a key of the log is whole");
-    let partition: Vec<Vec<u8>> = partition.into_iter().map(Vec::from).collect();
+    let partition: Vec<Vec<u8>> = partition.iter().map(|value| value.to_vec()).collect();
     let fixed = merged.fixed.visible(now);
     let fixed: Columns = fixed.into_iter().flatten().map(|column| serialised(table, column)).collect();
     let visible: Vec<_> =

@@ -5,15 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use bytes::Bytes;
 use cdc_commitlog::{Decoder, Fence, ReadLimit, ReadOutcome, SchemaHistory, SegmentReader, list_segments};
-use cdc_model::{Change, NodeId, Provenance, TableId, TableSchema};
+use cdc_model::{Change, NodeId, Provenance, TableId, TableSchema, ValueBytes};
 use cdc_testkit::Node;
 use uuid::Uuid;
 
 /// Changes by table and partition, each partition's in the order of the log, one node's after another's.
 pub(super) type Logged = Vec<(Arc<TableSchema>, Partitions)>;
-type Partitions = BTreeMap<Bytes, Vec<Change>>;
+type Partitions = BTreeMap<ValueBytes, Vec<Change>>;
 
 /// Of keyspaces whose names begin so. The schema is what each log itself says; everything acknowledged is there.
 pub(super) fn changes(nodes: &[Node], prefix: &str) -> anyhow::Result<Logged> {

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use bytes::Bytes;
 use cdc_model::{
     Cell, CellValue, Change, ChangeBody, Clustering, ColumnId, ColumnState, LocalTime, PartitionTombstones, RowState,
     TableSchema, ValueBytes, WriteTime,
@@ -100,7 +99,7 @@ fn cells(row: &RowState) -> impl Iterator<Item = (Place, &Cell)> {
 
 /// Counts what the comparison is about.
 pub(super) fn count(
-    partitions: &BTreeMap<Bytes, Vec<Change>>,
+    partitions: &BTreeMap<ValueBytes, Vec<Change>>,
     now: LocalTime,
     met: &mut BTreeMap<&'static str, usize>,
 ) {

@@ -143,7 +143,7 @@ async fn compare(cassandra: &Cassandra) -> anyhow::Result<()> {
         for _ in 0..super::FOLDS {
             let mut shown = Rows::new();
             let merged = Partition::in_any_order(table, changes, &mut rng);
-            answer::show(table, &key.clone().into(), &merged, now, &mut shown);
+            answer::show(table, key, &merged, now, &mut shown);
             if shown != expected {
                 wrong.push(format!("the model shows {shown:?}, not {expected:?}, of {statements:#?}"));
             }

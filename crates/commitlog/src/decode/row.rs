@@ -26,8 +26,8 @@ const VACANT_COLUMN: (ColumnId, ColumnState) = (ColumnId(0), ColumnState::Simple
 const VACANT_ELEMENT: (ValueBytes, Cell) = (ValueBytes::EMPTY, VACANT);
 
 impl<const KEEP: bool> Update<'_, '_, KEEP> {
-    /// What follows a row's flags and clustering.
-    pub(super) fn row(&mut self, flags: u8, columns: &Columns) -> Result<RowState, Fault> {
+    /// What follows a row's flags and clustering, into a row that is empty.
+    pub(super) fn row(&mut self, flags: u8, columns: &Columns, row: &mut RowState) -> Result<(), Fault> {
         let mut liveness = None;
         if flags & row_flag::TIMESTAMP != 0 {
             let time = self.time()?;
@@ -40,7 +40,7 @@ impl<const KEEP: bool> Update<'_, '_, KEEP> {
         // A shadowable deletion (of a view's row) counts as an ordinary one.
         let deletion = if flags & row_flag::DELETION != 0 { self.deletion()? } else { None };
         let has_all = flags & row_flag::ALL_COLUMNS != 0 || self.read_missing(columns.list.len())?;
-        let mut row = RowState { liveness, deletion, columns: Vec::new() };
+        (row.liveness, row.deletion) = (liveness, deletion);
         let has_complex_deletion = flags & row_flag::COMPLEX_DELETION != 0;
         let plain = match liveness {
             Some(Liveness { time, ttl: 0, .. }) if KEEP && has_all => {
@@ -85,7 +85,7 @@ impl<const KEEP: bool> Update<'_, '_, KEEP> {
         if !columns.sorted {
             row.columns.sort_unstable_by_key(|(id, _)| *id);
         }
-        Ok(row)
+        Ok(())
     }
 
     /// Simple cells from the first of `columns` on, as long as they are live, without a TTL and as old as their row: nearly

@@ -137,8 +137,7 @@ fn line(change: &Change) -> String {
         };
         columns.iter().zip(values).map(one).collect::<Vec<_>>().join(" ")
     };
-    let key =
-        table.split_partition_key(&change.partition_key).unwrap().into_iter().map(|value| Some(value.into())).collect();
+    let key = table.split_partition_key(&change.partition_key).unwrap().into_iter().map(Some).collect();
     let body = match &change.body {
         ChangeBody::Row { clustering, row: state } => {
             format!(

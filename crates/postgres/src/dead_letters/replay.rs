@@ -216,12 +216,7 @@ fn changes(letter: &DeadLetter, tables: &HashMap<TableId, Arc<TableSchema>>, dec
         node: NodeId(letter.node.unwrap_or_default()),
         position: letter.position.as_deref().and_then(position).unwrap_or(SegmentPosition::START),
     };
-    let change = |body| Change {
-        table: Arc::clone(table),
-        partition_key: Bytes::copy_from_slice(partition_key),
-        body,
-        provenance,
-    };
+    let change = |body| Change { table: Arc::clone(table), partition_key: partition_key[..].into(), body, provenance };
     Ok(bodies.into_iter().map(change).collect::<Vec<Change>>())
 }
 

@@ -2,7 +2,6 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use bytes::Bytes;
 use cdc_model::{
     Cell, Clustering, ColumnKind, ColumnState, Liveness, LocalTime, RowState, StateError, ValueBytes, WriteTime,
     decode_row, decode_tombstones,
@@ -137,7 +136,7 @@ pub(super) async fn read_partitions(session: &mut Session, tables: &mut [TableWo
         return Ok(());
     }
     let answers = session.run(Frame::Inside, calls).await?;
-    let mut known: Vec<HashMap<(Bytes, Option<Clustering>), usize>> = tables
+    let mut known: Vec<HashMap<(ValueBytes, Option<Clustering>), usize>> = tables
         .iter()
         .map(|table| {
             let keys = table.touched.iter().map(|row| (row.partition.clone(), row.clustering.clone()));
@@ -286,7 +285,7 @@ impl<'w> TableWork<'w> {
         kind: Option<ColumnKind>,
         places: &[usize],
         row: &Row,
-        known: &mut HashMap<(Bytes, Option<Clustering>), usize>,
+        known: &mut HashMap<(ValueBytes, Option<Clustering>), usize>,
     ) -> Result<(), TargetError> {
         let tombstones = places[ordinal(row)];
         let partition = self.tombstones[tombstones].partition.clone();
@@ -373,7 +372,7 @@ impl Relation {
         schema: &cdc_model::TableSchema,
         row: &Row,
         at: usize,
-    ) -> Option<(Bytes, Option<Clustering>)> {
+    ) -> Option<(ValueBytes, Option<Clustering>)> {
         let (partition, clustering) = if self.stores_key {
             split_key(row.get::<_, Raw>(at).0?.to_bytes())?
         } else {

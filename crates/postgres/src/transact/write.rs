@@ -141,7 +141,7 @@ impl<'w> Writes<'w> {
                     self.inserted_remains.push(row.token);
                     push_all(
                         &mut self.insert_remains,
-                        [row.partition.clone().into(), row.remains_key(), state.into()].map(Some),
+                        [row.partition.clone(), row.remains_key(), state.into()].map(Some),
                     );
                 }
                 (Some(remains), Some(state)) => {

@@ -76,7 +76,7 @@ fn batch(table: &Arc<TableSchema>) -> Vec<Change> {
     let row = |(index, (_, value, ..)): (i32, (CqlType, ValueBytes, &str, bool))| {
         let row = state(table, Some(marker(5)), vec![(&format!("x{index}"), live(5, value))]);
         let mut change = change(table, "", ChangeBody::Row { clustering: Clustering::default(), row });
-        change.partition_key = int(index).to_bytes();
+        change.partition_key = int(index);
         change
     };
     (0..).zip(cases()).map(row).collect()

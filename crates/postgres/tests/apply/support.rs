@@ -10,7 +10,6 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use bytes::Bytes;
 use cdc_model::{
     Cell, CellValue, Change, ChangeBody, Clustering, Column, ColumnKind, ColumnState, CqlType, DeletionTime, KeyColumn,
     Liveness, LocalTime, NodeId, PartitionTombstones, Provenance, RowState, SegmentId, SegmentPosition, TableId,
@@ -166,7 +165,7 @@ pub(crate) fn state(table: &TableSchema, liveness: Option<Liveness>, columns: Ve
 pub(crate) fn change(table: &Arc<TableSchema>, partition: &str, body: ChangeBody) -> Change {
     let position = SegmentPosition { segment: SegmentId(1), offset: 100 };
     let provenance = Provenance { node: NodeId(Uuid::from_u128(7)), position };
-    Change { table: Arc::clone(table), partition_key: Bytes::copy_from_slice(partition.as_bytes()), body, provenance }
+    Change { table: Arc::clone(table), partition_key: partition.as_bytes().into(), body, provenance }
 }
 
 /// `INSERT INTO orders (p, c, v, t)` at a write time.
@@ -187,8 +186,8 @@ pub(crate) fn delete_partition(table: &Arc<TableSchema>, p: &str, time: i64) -> 
 
 /// What the model says all changes together come to: `p/c` (or `p/` for the static row) and the columns as text.
 pub(crate) fn expected(changes: &[Change], now: LocalTime) -> BTreeMap<String, Vec<Option<String>>> {
-    let mut rows: BTreeMap<(Bytes, Option<Clustering>), RowState> = BTreeMap::new();
-    let mut tombstones: BTreeMap<Bytes, PartitionTombstones> = BTreeMap::new();
+    let mut rows: BTreeMap<(ValueBytes, Option<Clustering>), RowState> = BTreeMap::new();
+    let mut tombstones: BTreeMap<ValueBytes, PartitionTombstones> = BTreeMap::new();
     for change in changes {
         let deleted = tombstones.entry(change.partition_key.clone()).or_default();
         let (key, row) = match change.body.clone() {

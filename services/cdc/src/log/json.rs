@@ -1,6 +1,5 @@
 //! Changes as JSON, in the form of `docs/specs/log-json.md`.
 
-use bytes::Bytes;
 use cdc_commitlog::Truncation;
 use cdc_model::{
     Bound, Cell, CellValue, Change, ChangeBody, ColumnId, ColumnState, CqlType, DeletionTime, KeyColumn, LocalTime,
@@ -101,7 +100,7 @@ fn head<'a>(out: &'a mut Vec<u8>, at: SegmentPosition, table: &TableSchema, kind
     object
 }
 
-fn write_partition_key(out: &mut Vec<u8>, table: &TableSchema, key: &Bytes) {
+fn write_partition_key(out: &mut Vec<u8>, table: &TableSchema, key: &[u8]) {
     match table.split_partition_key(key) {
         Some(values) => write_key(out, &table.partition_key, values.iter().map(|value| Some(&value[..]))),
         // Shown as bytes, like every value that is none of its type.

@@ -72,7 +72,7 @@ impl World {
         let position = SegmentPosition { segment: SegmentId(1), offset: 1 };
         Change {
             table: Arc::clone(&self.orders),
-            partition_key: key.into(),
+            partition_key: key.as_bytes().into(),
             body: ChangeBody::Row { clustering: Clustering::default(), row },
             provenance: Provenance { node: NodeId(Uuid::nil()), position },
         }

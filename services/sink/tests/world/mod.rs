@@ -229,7 +229,7 @@ pub(crate) fn insert(table: &Arc<TableSchema>, key: i64) -> Change {
     };
     Change {
         table: Arc::clone(table),
-        partition_key: Bytes::copy_from_slice(&key.to_be_bytes()),
+        partition_key: key.to_be_bytes().into(),
         body: ChangeBody::Row { clustering: Clustering::default(), row },
         provenance: Provenance { node: NodeId(Uuid::nil()), position: position(key) },
     }
