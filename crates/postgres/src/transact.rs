@@ -41,13 +41,23 @@
 //! cannot be held) starts the transaction over. Rows that are known, as all of a redelivery are, show in the sample, so
 //! that what is stale still writes nothing.
 //!
+//! # Rows that are replaced whole
+//!
+//! A row with a value of each column and one write time for all of it leaves nothing of a uniform row (one without a
+//! state: live, all of one write time) that is older, whatever that holds. While most rows of a table's large batches
+//! are such (`Relation::renewal`), they are not read: one statement updates those that are uniform and older, and says
+//! which it were; the others are read and merged as ever. It updates none if any tombstone of the table is stored. What
+//! holds for updates holds for it: a row that another writer has changed meanwhile has another `ctid` by then and is
+//! left out; and a row that is live is not in `_cdc.remains`.
+//!
 //! # Round trips
 //!
 //! Two for most batches: `begin`, locks, fence and all reads go out together; so do all writes, the positions and
 //! `commit`. Reading whole partitions, which only deletions new to the target need, adds one; so does a sample in which
-//! something is found; and a copy, which has to be granted before its rows are sent, and waits for what goes before it.
+//! something is found, and a row that was to replace another and did not; and a copy, which has to be granted before its rows are sent, and waits for what goes before it.
 
 mod read;
+mod replace;
 mod write;
 
 use std::{
@@ -151,6 +161,8 @@ struct Touched<'w> {
     remains: Option<Version>,
     /// Taken for new without a look.
     guessed: bool,
+    /// Written already, in place of an older one.
+    replaced: bool,
     collides: bool,
 }
 
@@ -164,6 +176,8 @@ struct TableWork<'w> {
     may_copy: Vec<ColumnKind>,
     /// What was read only a sample of.
     sampled: Vec<(ColumnKind, Range<usize>)>,
+    /// What replaced nothing, and is to be read therefore.
+    left: Vec<usize>,
 }
 
 struct Tombstones<'w> {
@@ -357,6 +371,7 @@ fn arrange<'w>(work: &Work<'w>, refusals: &mut Vec<(usize, Refusal)>) -> Vec<Tab
             tombstones: Vec::new(),
             may_copy: Vec::new(),
             sampled: Vec::new(),
+            left: Vec::new(),
         });
         let place = *places.entry((layout.schema.id, &unit.partition)).or_insert_with(|| {
             table.tombstones.push(Tombstones {
@@ -436,6 +451,7 @@ impl<'w> Touched<'w> {
             live: None,
             remains: None,
             guessed: false,
+            replaced: false,
             collides: false,
         }
     }
@@ -471,7 +487,7 @@ impl<'w> TableWork<'w> {
     /// If anything was guessed.
     fn stop_guessing(&self) {
         for row in self.touched.iter().filter(|row| row.guessed) {
-            self.layout.relation(row.kind()).expect("was read").growth.has_ended();
+            self.layout.relation(row.kind()).expect("was read").growth.saw(false);
         }
     }
 
@@ -488,6 +504,10 @@ impl<'w> TableWork<'w> {
     ) -> Result<(), Attempt> {
         let schema = &self.layout.schema;
         for row in &mut self.touched {
+            if row.replaced {
+                applied.rows_written += 1;
+                continue;
+            }
             if row.collides {
                 refusals.extend(row.unit.map(|unit| (unit, collision())));
                 continue;

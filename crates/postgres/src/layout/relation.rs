@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use cdc_model::{ColumnId, ColumnKind, ColumnState, CqlType, LocalTime, TableSchema};
+use cdc_model::{ColumnId, ColumnKind, ColumnState, CqlType, LocalTime, RowState, TableSchema, ValueBytes};
 use tokio_postgres::types::Type;
 
 use super::{EXPIRES_AT, KEY, STATE, TOKEN, WRITTEN_AT, literal, quote};
@@ -96,27 +96,30 @@ pub(crate) struct Relation {
     /// Whether there is a column [`KEY`].
     pub(crate) stores_key: bool,
     pub(crate) sql: Sql,
-    pub(crate) growth: Growth,
+    /// Of late all rows were new.
+    pub(crate) growth: Habit,
+    /// Of late most rows replaced older ones whole.
+    pub(crate) renewal: Habit,
 }
 
-/// Whether a table only grows at present: for how many large batches on end all rows were new.
+/// What is expected of the next large batch: for how many on end it was so.
 #[derive(Debug, Default)]
-pub(crate) struct Growth(AtomicUsize);
+pub(crate) struct Habit(AtomicUsize);
 
-impl Growth {
-    /// So many that no table with now and then a known row among the new ones reaches them.
+impl Habit {
+    /// So many that what is so now and then does not reach them.
     const STEADY: usize = 8;
 
     pub(crate) fn is_steady(&self) -> bool {
         self.0.load(Ordering::Relaxed) >= Self::STEADY
     }
 
-    pub(crate) fn saw_new_rows_only(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn has_ended(&self) {
-        self.0.store(0, Ordering::Relaxed);
+    pub(crate) fn saw(&self, holds: bool) {
+        if holds {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.0.store(0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -130,6 +133,8 @@ pub(crate) struct Sql {
     pub(crate) copy: String,
     pub(crate) insert: String,
     pub(crate) update: String,
+    /// Replaces the rows that are uniform and older by uniform ones, and says which of those given it were.
+    pub(crate) replace: String,
     pub(crate) delete: String,
 }
 
@@ -153,11 +158,56 @@ impl Relation {
         let name = format!("{}.{}", quote(&config.schema), quote(bare));
         let sql = Sql::new(&name, &key, schema.partition_key.len(), &values, stores_key);
         let partition_columns = schema.partition_key.len();
-        Self { kind, name, key, partition_columns, values, stores_key, sql, growth: Growth::default() }
+        Self {
+            kind,
+            name,
+            key,
+            partition_columns,
+            values,
+            stores_key,
+            sql,
+            growth: Habit::default(),
+            renewal: Habit::default(),
+        }
     }
 
     pub(crate) fn columns(&self) -> impl Iterator<Item = &TargetColumn> {
         self.key.iter().chain(self.values.iter().map(|(_, column)| column))
+    }
+
+    /// What the target holds of a row's columns, and whether the row is uniform: no more than that, live and written at
+    /// its newest write time.
+    pub(crate) fn encode(
+        &self,
+        row: &RowState,
+        now: LocalTime,
+        values: &mut Vec<Option<ValueBytes>>,
+    ) -> Result<bool, (String, Unrepresentable)> {
+        let time = row.newest_write();
+        let mut uniform = row.deletion.is_none()
+            && match row.liveness {
+                None => self.kind == ColumnKind::Static,
+                Some(marker) => marker.time == time && marker.ttl == 0 && marker.expires == LocalTime::NONE,
+            }
+            && row.columns.iter().all(|(_, column)| match column {
+                ColumnState::Simple(cell) => cell.time == time && cell.ttl == 0 && cell.local == LocalTime::NONE,
+                ColumnState::Complex(_) => false,
+            });
+        let mut columns = row.columns.iter().peekable();
+        for (id, column) in &self.values {
+            // Left out of the target: its times are in the state only.
+            while columns.next_if(|(other, _)| other < id).is_some() {
+                uniform = false;
+            }
+            let Some((_, state)) = columns.next_if(|(other, _)| other == id) else {
+                values.push(None);
+                continue;
+            };
+            let encoded = column.encode(state, now).transpose().map_err(|error| (column.name.clone(), error))?;
+            uniform &= encoded.as_ref().is_some_and(|encoded| encoded.exact);
+            values.push(encoded.and_then(|encoded| encoded.bytes));
+        }
+        Ok(uniform && columns.peek().is_none())
     }
 
     /// Values that [`crate::value::decode`] can rebuild a uniform row from, in the order the statements select them.
@@ -246,6 +296,36 @@ impl Sql {
                 "-- cdc: update rows\nwith written as (update {name} as t set {set} from unnest($1::tid[], $2::xid[], \
                  {set_arrays}) as k(c, x, {set_names}) where t.ctid = k.c and t.xmin = k.x returning 1) \
                  select _cdc.require((select count(*) from written), cardinality($1))"
+            ),
+            // A value of each column, so that nothing of the older row is left.
+            replace: format!(
+                "-- cdc: replace rows\nupdate {name} as t set {} from unnest({}) with ordinality as k({}, i) \
+                 cross join lateral (select t.ctid as c from {name} as t where {} and t.{STATE} is null \
+                 and t.{WRITTEN_AT} < k.w offset 0) as f where t.ctid = f.c \
+                 and not exists (select from _cdc.tombstones where table_id = ${}) returning k.i",
+                list(
+                    values
+                        .iter()
+                        .enumerate()
+                        .map(|(i, (_, c))| format!("{} = k.v{i}", quote(&c.name)))
+                        .chain([format!("{WRITTEN_AT} = k.w")])
+                ),
+                list(
+                    key.iter()
+                        .chain(values.iter().map(|(_, c)| c))
+                        .map(|c| sql_name(&c.pg))
+                        .chain([sql_name(&Type::INT8)])
+                        .enumerate()
+                        .map(|(i, ty)| format!("${}::{ty}[]", i + 1))
+                ),
+                list(
+                    (0..key.len())
+                        .map(|i| format!("k{i}"))
+                        .chain((0..values.len()).map(|i| format!("v{i}")))
+                        .chain(["w".to_owned()])
+                ),
+                equal(key),
+                key.len() + values.len() + 2,
             ),
             delete: format!(
                 "-- cdc: delete rows\nwith written as (delete from {name} as t using unnest($1::tid[], $2::xid[]) as \

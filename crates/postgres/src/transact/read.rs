@@ -98,7 +98,7 @@ pub(super) async fn read(
         tables[index].take_answer(&read, &rows)?;
     }
     for table in tables {
-        table.read_sampled(session).await?;
+        table.read_rest(session).await?;
     }
     Ok(())
 }
@@ -157,6 +157,8 @@ enum Read {
     Tombstones,
     /// Every so many of a range of `touched`.
     Rows(ColumnKind, Range<usize>, usize),
+    /// These were to replace older ones, among a range of `touched`.
+    Replaced(Vec<usize>, Range<usize>),
     Remains,
 }
 
@@ -170,8 +172,16 @@ impl<'w> TableWork<'w> {
         for (kind, range) in [(ColumnKind::Static, 0..statics), (ColumnKind::Regular, statics..self.touched.len())] {
             let Some(relation) = self.layout.relation(kind).filter(|_| !range.is_empty()) else { continue };
             let large = range.len() >= COPY_MIN && work.writes && !work.exclusive;
+            if large
+                && relation.renewal.is_steady()
+                && let Some((call, rows)) = self.replace_rows(relation, range.clone(), work)
+            {
+                calls.push(call);
+                plan.push((index, Read::Replaced(rows, range)));
+                continue;
+            }
             let step = if large && relation.growth.is_steady() && self.only_shows(work) { SAMPLE } else { 1 };
-            calls.push(self.select_rows(relation, range.clone(), step));
+            calls.push(self.select_rows(relation, range.clone().step_by(step)));
             plan.push((index, Read::Rows(kind, range, step)));
             // After the rows, so that it is known how many of them are new.
             if large {
@@ -187,10 +197,10 @@ impl<'w> TableWork<'w> {
         }
     }
 
-    fn select_rows(&self, relation: &'w Relation, range: Range<usize>, step: usize) -> Call<'w> {
+    fn select_rows(&self, relation: &'w Relation, rows: impl Iterator<Item = usize>) -> Call<'w> {
         let mut arrays: Vec<Array> = relation.key.iter().map(|c| Array::new(c.pg.clone())).collect();
-        for row in self.touched[range].iter().step_by(step) {
-            for (array, value) in arrays.iter_mut().zip(&row.key) {
+        for row in rows {
+            for (array, value) in arrays.iter_mut().zip(&self.touched[row].key) {
                 array.push(Some(value));
             }
         }
@@ -198,7 +208,7 @@ impl<'w> TableWork<'w> {
     }
 
     /// Whether no unit deletes anything, or may leave a row that does not show.
-    fn only_shows(&self, work: &Work<'_>) -> bool {
+    pub(super) fn only_shows(&self, work: &Work<'_>) -> bool {
         let shows = |row: &Touched<'_>| {
             !row.refresh
                 && row.change.is_some_and(|change| change.deletion.is_none() && change.is_visible(work.context.now))
@@ -206,8 +216,9 @@ impl<'w> TableWork<'w> {
         self.touched.iter().all(shows) && self.tombstones.iter().all(|tombstones| tombstones.change.is_none())
     }
 
-    /// Reads the rows of which only a sample was read, unless the sample says that all of them are new.
-    async fn read_sampled(&mut self, session: &mut Session) -> Result<(), Attempt> {
+    /// Reads the rows that replaced none, and those of which only a sample was read, unless the sample says that all of
+    /// them are new.
+    async fn read_rest(&mut self, session: &mut Session) -> Result<(), Attempt> {
         let known = |row: &Touched<'_>| row.live.is_some() || row.remains.is_some();
         let all_new = !self.touched.iter().any(known) && self.tombstones.iter().all(|t| t.merged.is_empty());
         for (kind, range) in std::mem::take(&mut self.sampled) {
@@ -216,10 +227,17 @@ impl<'w> TableWork<'w> {
                 self.touched[range.clone()].iter_mut().for_each(|row| row.guessed = true);
                 continue;
             }
-            let call = self.select_rows(relation, range.clone(), 1);
+            let call = self.select_rows(relation, range.clone());
             let rows = session.run(Frame::Inside, vec![call]).await?.remove(0);
             self.take_answer(&Read::Rows(kind, range, 1), &rows)?;
-            relation.growth.has_ended();
+            relation.growth.saw(false);
+        }
+        let left = std::mem::take(&mut self.left);
+        if !left.is_empty() {
+            let relation = &self.layout.rows;
+            let call = self.select_rows(relation, left.iter().copied());
+            let rows = session.run(Frame::Inside, vec![call]).await?.remove(0);
+            self.take_rows(relation, &rows, |place| left[place])?;
         }
         Ok(())
     }
@@ -248,23 +266,21 @@ impl<'w> TableWork<'w> {
             }
             Read::Rows(kind, range, step) => {
                 let relation = self.layout.relation(*kind).expect("was read");
-                match rows.is_empty() {
-                    true if range.len() >= COPY_MIN => relation.growth.saw_new_rows_only(),
-                    true => {}
-                    false => relation.growth.has_ended(),
+                if range.len() >= COPY_MIN || !rows.is_empty() {
+                    relation.growth.saw(rows.is_empty());
                 }
                 if *step > 1 {
                     self.sampled.push((*kind, range.clone()));
                 }
-                let key_at = 5 + relation.reversible().count();
-                for row in rows {
-                    let (version, state) = self.stored(relation, row)?;
-                    let touched = &mut self.touched[range.start + step * ordinal(row)];
-                    touched.live = Some(version);
-                    touched.learn(state);
-                    let key = || join_key(&touched.partition, touched.clustering.as_ref());
-                    touched.collides = relation.stores_key && *bytes(row, key_at) != *key();
+                if *kind == ColumnKind::Regular && range.len() >= COPY_MIN && *step == 1 {
+                    relation.renewal.saw(self.might_replace(rows, range));
                 }
+                self.take_rows(relation, rows, |place| range.start + step * place)?;
+            }
+            Read::Replaced(given, range) => {
+                rows.iter().for_each(|row| self.touched[given[ordinal(row)]].replaced = true);
+                self.left = range.clone().filter(|row| !self.touched[*row].replaced).collect();
+                self.layout.rows.renewal.saw(2 * rows.len() >= given.len());
             }
             Read::Remains => {
                 for row in rows {
@@ -275,6 +291,25 @@ impl<'w> TableWork<'w> {
                     touched.learn(self.layout.strip(state));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Rows of a target table; `place` says which of `touched` was asked for there.
+    fn take_rows(
+        &mut self,
+        relation: &Relation,
+        rows: &[Row],
+        place: impl Fn(usize) -> usize,
+    ) -> Result<(), TargetError> {
+        let key_at = 5 + relation.reversible().count();
+        for row in rows {
+            let (version, state) = self.stored(relation, row)?;
+            let touched = &mut self.touched[place(ordinal(row))];
+            touched.live = Some(version);
+            touched.learn(state);
+            let key = || join_key(&touched.partition, touched.clustering.as_ref());
+            touched.collides = relation.stores_key && *bytes(row, key_at) != *key();
         }
         Ok(())
     }
@@ -389,7 +424,7 @@ impl Relation {
 }
 
 /// The position in the list a read was given, which every read returns first.
-fn ordinal(row: &Row) -> usize {
+pub(super) fn ordinal(row: &Row) -> usize {
     usize::try_from(row.get::<_, i64>(0) - 1).expect("ordinality begins at 1")
 }
 

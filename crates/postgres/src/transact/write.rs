@@ -1,6 +1,6 @@
 //! Statements that write what a merge made new.
 
-use cdc_model::{ColumnKind, ColumnState, LocalTime, RowState, Token, ValueBytes, encode_row};
+use cdc_model::{ColumnKind, LocalTime, RowState, Token, ValueBytes, encode_row};
 use tokio_postgres::types::Type;
 
 use super::{Touched, Version};
@@ -155,34 +155,10 @@ impl<'w> Writes<'w> {
             }
             return Ok(());
         }
-        let time = after.newest_write();
-        let mut uniform = after.deletion.is_none()
-            && match after.liveness {
-                None => kind == ColumnKind::Static,
-                Some(marker) => marker.time == time && marker.ttl == 0 && marker.expires == LocalTime::NONE,
-            }
-            && after.columns.iter().all(|(_, column)| match column {
-                ColumnState::Simple(cell) => cell.time == time && cell.ttl == 0 && cell.local == LocalTime::NONE,
-                ColumnState::Complex(_) => false,
-            });
         let values = &mut self.values;
         values.clear();
-        let mut columns = after.columns.iter().peekable();
-        for (id, column) in &relation.values {
-            // Left out of the target: its times are in the state only.
-            while columns.next_if(|(other, _)| other < id).is_some() {
-                uniform = false;
-            }
-            let Some((_, state)) = columns.next_if(|(other, _)| other == id) else {
-                values.push(None);
-                continue;
-            };
-            let encoded = column.encode(state, now).transpose().map_err(|error| (column.name.clone(), error))?;
-            uniform &= encoded.as_ref().is_some_and(|encoded| encoded.exact);
-            values.push(encoded.and_then(|encoded| encoded.bytes));
-        }
-        uniform &= columns.peek().is_none();
-        values.push(Some(time.0.to_be_bytes().into()));
+        let uniform = relation.encode(after, now, values)?;
+        values.push(Some(after.newest_write().0.to_be_bytes().into()));
         values.push((!uniform).then(|| encode_row(&self.layout.schema, after).into()));
         values.push(after.next_expiry(now).map(|expiry| timestamptz(expiry.0)));
         self.bytes += values.iter().flatten().map(|value| value.len()).sum::<usize>();

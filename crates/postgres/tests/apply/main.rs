@@ -8,6 +8,7 @@ mod extremes;
 mod faults;
 mod merge;
 mod refusal;
+mod replace;
 mod settings;
 mod stream;
 mod support;
