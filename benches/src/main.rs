@@ -3,6 +3,7 @@
 
 mod capture;
 mod decode;
+mod reconcile;
 mod report;
 mod sink;
 mod usage;
@@ -22,6 +23,8 @@ enum Bench {
     Capture(capture::Options),
     /// Decodes segments of several shapes; compared with Cassandra's own reader of the same segments
     Decode(decode::Options),
+    /// Compares a table on both sides; compared with a bare scan, and with a plain full read of both
+    Reconcile(reconcile::Options),
     /// Applies changes of every kind to PostgreSQL; compared with one raw COPY of the same rows
     Sink(sink::Options),
 }
@@ -30,6 +33,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().bench {
         Bench::Capture(options) => capture::run(&options),
         Bench::Decode(options) => decode::run(&options),
+        Bench::Reconcile(options) => reconcile::run(&options),
         Bench::Sink(options) => sink::run(&options),
     }
 }

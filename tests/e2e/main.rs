@@ -7,5 +7,6 @@ mod barrier;
 mod converges;
 mod operator;
 mod pipeline;
+mod reconcile;
 mod scaling;
 mod truncates;

@@ -2,7 +2,24 @@
 
 use std::sync::Arc;
 
-use crate::{Clustering, DeletionTime, NodeId, RangeTombstone, RowState, SegmentPosition, TableSchema, ValueBytes};
+use crate::{
+    Clustering, ColumnKind, DeletionTime, NodeId, RangeTombstone, RowState, SegmentPosition, TableSchema, ValueBytes,
+};
+
+/// Which row of a table.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct RowKey {
+    /// As in [`Change::partition_key`].
+    pub partition: ValueBytes,
+    /// `None` for the static row.
+    pub clustering: Option<Clustering>,
+}
+
+impl RowKey {
+    pub fn kind(&self) -> ColumnKind {
+        if self.clustering.is_some() { ColumnKind::Regular } else { ColumnKind::Static }
+    }
+}
 
 /// Where a change was captured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

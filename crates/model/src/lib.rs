@@ -23,7 +23,7 @@ mod value_bytes;
 
 pub use canonical::canonical_value;
 pub use cell::{Cell, CellValue, DeletionTime, Liveness, LocalTime, WriteTime};
-pub use change::{Change, ChangeBody, Provenance};
+pub use change::{Change, ChangeBody, Provenance, RowKey};
 pub use clustering::Clustering;
 pub use codec::{StateError, decode_row, decode_tombstones, encode_row, encode_tombstones};
 pub use marker::Marker;
@@ -32,7 +32,7 @@ pub use parse::{TypeError, UdtResolver, parse_type};
 pub use position::{NodeId, Progress, SegmentId, SegmentPosition};
 pub use row::{ColumnState, ComplexState, RowState, VisibleColumn};
 pub use schema::{Column, ColumnId, ColumnKind, CqlType, KeyColumn, SchemaError, TableId, TableSchema};
-pub use token::{Token, token};
+pub use token::{Token, TokenRange, token};
 pub use tombstones::{Bound, PartitionTombstones, RangeTombstone};
 pub use truncation::{TableTruncation, TruncatedAt};
 pub use value::{CqlValue, ValueError};

@@ -115,7 +115,7 @@ pub struct KeyColumn {
     pub reversed: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum ColumnKind {
     Regular,
     Static,

@@ -4,6 +4,33 @@
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Token(pub i64);
 
+/// A part of the ring, without its start and with its end; the start `i64::MIN` is before all tokens.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
+pub struct TokenRange {
+    pub start: i64,
+    pub end: i64,
+}
+
+impl TokenRange {
+    pub const RING: Self = Self { start: i64::MIN, end: i64::MAX };
+
+    /// In so many parts of about one size, in order.
+    pub fn parts(self, parts: u64) -> impl Iterator<Item = Self> {
+        let at = move |part: u64| {
+            let offset = u128::from(self.width()) * u128::from(part) / u128::from(parts.max(1));
+            self.start.wrapping_add_unsigned(u64::try_from(offset).unwrap_or(u64::MAX))
+        };
+        (0..parts.max(1))
+            .map(move |part| Self { start: at(part), end: at(part + 1) })
+            .filter(|part| part.start < part.end)
+    }
+
+    /// How many tokens it has.
+    pub fn width(self) -> u64 {
+        self.end.abs_diff(self.start)
+    }
+}
+
 const C1: u64 = 0x87c3_7b91_1142_53d5;
 const C2: u64 = 0x4cf5_ad43_2745_937f;
 

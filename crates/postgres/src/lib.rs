@@ -3,13 +3,16 @@
 mod array;
 mod barrier;
 mod batch;
+mod canonical_json;
 mod conceal;
 mod config;
 mod connect;
 mod dead_letters;
+mod digest;
 mod error;
 mod json;
 pub mod layout;
+mod mirror;
 mod number;
 mod prepare;
 mod purge;
@@ -27,6 +30,7 @@ pub use dead_letters::{
     Undecodable, Undecoded, UnpublishedLetter,
 };
 pub use error::{ApplyError, Disposition, Fault, TargetError};
+pub use mirror::{Expected, Hashed, Leaf, Mirror, Seen, StoredRow, Strategy};
 pub use prepare::differences;
 pub use settings::{ColumnSettings, Mask, OnUnrepresentable, SchemaMode, TableSettings};
 pub use stream::{Advance, Claim, StreamName};

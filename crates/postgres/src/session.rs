@@ -42,6 +42,8 @@ impl<'s> Call<'s> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Frame {
     Begin,
+    /// As [`Self::Begin`], but everything read is of one moment, and nothing is written.
+    Snapshot,
     Inside,
     Commit,
     /// A transaction of its own.
@@ -81,11 +83,15 @@ impl Session {
         let bare = |sql: &'static str| -> BoxFuture<'_, Result<Vec<Row>, tokio_postgres::Error>> {
             async move { client.batch_execute(sql).await.map(|()| Vec::new()) }.boxed()
         };
-        let begins = matches!(frame, Frame::Begin | Frame::Whole);
+        let begins = match frame {
+            Frame::Begin | Frame::Whole => Some("begin isolation level read committed"),
+            Frame::Snapshot => Some("begin isolation level repeatable read read only"),
+            Frame::Inside | Frame::Commit => None,
+        };
         let commits = matches!(frame, Frame::Commit | Frame::Whole);
         let mut answers = Vec::with_capacity(calls.len() + 2);
         let mut sent = Vec::with_capacity(calls.len() + 2);
-        sent.extend(begins.then(|| bare("begin isolation level read committed")));
+        sent.extend(begins.map(bare));
         for (call, statement) in calls.iter().zip(&statements) {
             let Some(rows) = call.rows.clone() else {
                 let query = async move {
@@ -105,7 +111,7 @@ impl Session {
         sent.extend(commits.then(|| bare("commit")));
         // Polled in this order, and a request is sent when it is first polled, or once a copy before it is complete.
         answers.extend(try_join_all(sent).await.map_err(Fault::from)?);
-        if begins {
+        if begins.is_some() {
             answers.remove(0);
         }
         answers.truncate(calls.len());

@@ -42,7 +42,7 @@ const CHUNK_BYTES: usize = 4 << 20;
 /// Rows per step of the sweeper.
 const SWEEP: i64 = 1000;
 /// The first attempt at a transaction shares its locks; the later ones exclude others, so they fail only by deadlock.
-const ATTEMPTS: usize = 6;
+pub(crate) const ATTEMPTS: usize = 6;
 
 /// What an apply did; rows are counted once per batch, however many changes they had.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -107,7 +107,7 @@ pub struct Target {
 pub(crate) struct Inner {
     config: PostgresConfig,
     pub(crate) pool: Pool,
-    floods: Floods,
+    pub(crate) floods: Floods,
     /// Tables whose targets exist, by the newest version seen.
     layouts: RwLock<HashMap<TableId, Arc<Layout>>>,
 }

@@ -56,6 +56,7 @@
 //! `commit`. Reading whole partitions, which only deletions new to the target need, adds one; so does a sample in which
 //! something is found, and a row that was to replace another and did not; and a copy, which has to be granted before its rows are sent, and waits for what goes before it.
 
+mod look;
 mod read;
 mod replace;
 mod write;
@@ -73,7 +74,10 @@ use deadpool_postgres::Pool;
 use foldhash::quality::RandomState;
 use tokio_postgres::types::Type;
 
-pub(crate) use self::read::LOCK;
+pub(crate) use self::{
+    look::{Stored, look},
+    read::LOCK,
+};
 use self::{
     read::{read, read_partitions},
     write::Writes,
@@ -301,7 +305,7 @@ async fn merge<'t, 'w>(
     locks: &Locks,
     applied: &mut Applied,
 ) -> Result<Vec<(&'t TableWork<'w>, Writes<'w>)>, Attempt> {
-    read(session, work, tables, locks).await?;
+    read(session, Frame::Begin, work, tables, locks).await?;
     read_partitions(session, tables).await?;
     let mut merged = Vec::with_capacity(tables.len());
     for table in tables {

@@ -10,6 +10,8 @@ pub enum Exit {
     Failure = 1,
     /// The command line is wrong (clap exits with the same code).
     Usage = 2,
+    /// Two stores that should be equal were proven not to be.
+    Drift = 7,
     /// What was read is damaged in part.
     Damage = 65,
     /// A server we depend on cannot be reached, or cannot be used as it is set up.

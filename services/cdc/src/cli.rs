@@ -12,6 +12,7 @@ use crate::config::Role;
 use crate::demo::DemoArgs;
 use crate::dlq::{self, DlqCommand};
 use crate::log::{self, LogCommand};
+use crate::reconcile::{self, ReconcileCommand};
 
 /// Change data capture from Apache Cassandra into PostgreSQL.
 #[derive(Parser, Debug)]
@@ -32,12 +33,14 @@ Examples:
   cdc status                    what that process is doing
   cdc barrier cdc.yaml          wait until everything written before is there
   cdc dlq list cdc.yaml         what could not be applied, to be replayed
+  cdc reconcile run cdc.yaml --table shop.orders    prove that both stores say the same
   cdc log dump SEGMENT          what stands in Cassandra's commit log
 
 Exit codes:
   0   done, or stopped as asked
   1   failed while running
   2   wrong command line
+  7   `cdc reconcile` has proven differences
   65  `cdc log` met damage
   69  a server cannot be reached, or cannot be used as it is set up
   78  wrong configuration";
@@ -71,6 +74,9 @@ pub(crate) enum Command {
     /// Look at what could not be applied, replay it, or give it up
     #[command(subcommand, after_help = dlq::HELP)]
     Dlq(DlqCommand),
+    /// Compare both stores while they are written
+    #[command(subcommand, after_help = reconcile::HELP)]
+    Reconcile(ReconcileCommand),
     /// Start real servers, replicate a mixed load, and compare both stores
     Demo(DemoArgs),
 }

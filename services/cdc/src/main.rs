@@ -7,6 +7,7 @@ mod demo;
 mod dev;
 mod dlq;
 mod log;
+mod reconcile;
 mod report;
 mod role;
 mod status;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Command::Log(command) => log::run(&command),
         Command::Barrier(args) => barrier::run(&args),
         Command::Dlq(command) => dlq::run(&command),
+        Command::Reconcile(command) => reconcile::run(&command),
         Command::Demo(args) => demo::run(args),
     };
     done.unwrap_or_else(|error| {

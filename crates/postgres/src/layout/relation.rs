@@ -171,6 +171,11 @@ impl Relation {
         }
     }
 
+    /// Columns by which a stored row's key is known, for [`Self::decode_key`].
+    pub(crate) fn whole_key(&self) -> String {
+        whole_key(&self.key, self.stores_key)
+    }
+
     pub(crate) fn columns(&self) -> impl Iterator<Item = &TargetColumn> {
         self.key.iter().chain(self.values.iter().map(|(_, column)| column))
     }
@@ -210,6 +215,11 @@ impl Relation {
         Ok(uniform && columns.peek().is_none())
     }
 
+    /// A query of something of each row whose key is given, by the columns of the key in arrays, after its place in them.
+    pub(crate) fn select_of_each(&self, what: &str, selected: &str) -> String {
+        format!("-- cdc: {what}\nselect k.i, {}", each(&self.name, &self.key, format_args!("{selected}")))
+    }
+
     /// Values that [`crate::value::decode`] can rebuild a uniform row from, in the order the statements select them.
     pub(crate) fn reversible(&self) -> impl Iterator<Item = (ColumnId, &TargetColumn)> {
         reversible(&self.values)
@@ -218,6 +228,26 @@ impl Relation {
 
 fn reversible(values: &[(ColumnId, TargetColumn)]) -> impl Iterator<Item = (ColumnId, &TargetColumn)> {
     values.iter().filter(|(_, column)| column.is_reversible()).map(|(id, column)| (*id, column))
+}
+
+fn whole_key(key: &[TargetColumn], stores_key: bool) -> String {
+    if stores_key { format!("t.{KEY}") } else { list(key.iter().map(|c| format!("t.{}", quote(&c.name)))) }
+}
+
+fn equal(key: &[TargetColumn]) -> String {
+    let terms: Vec<String> = key.iter().enumerate().map(|(i, c)| format!("t.{} = k.k{i}", quote(&c.name))).collect();
+    terms.join(" and ")
+}
+
+/// One lookup per key, whatever the planner thinks of the table's size (see `transact::read`).
+fn each(name: &str, columns: &[TargetColumn], selected: std::fmt::Arguments<'_>) -> String {
+    let equal = equal(columns);
+    let arrays = list(columns.iter().enumerate().map(|(i, c)| format!("${}::{}[]", i + 1, sql_name(&c.pg))));
+    let names = list((0..columns.len()).map(|i| format!("k{i}")));
+    format!(
+        "t.* from unnest({arrays}) with ordinality as k({names}, i) cross join lateral \
+         (select {selected} from {name} as t where {equal} offset 0) as t"
+    )
 }
 
 impl Sql {
@@ -235,26 +265,9 @@ impl Sql {
             push(&mut stored, format_args!(", t.{}", quote(&column.name)));
         }
         // And where the key is not known beforehand: the key.
-        let whole_key =
-            if stores_key { format!("t.{KEY}") } else { list(key.iter().map(|c| format!("t.{}", quote(&c.name)))) };
+        let whole_key = whole_key(key, stores_key);
         let known_key = if stores_key { format!(", t.{KEY}") } else { String::new() };
-        let equal = |columns: &[TargetColumn]| {
-            let terms: Vec<String> =
-                columns.iter().enumerate().map(|(i, c)| format!("t.{} = k.k{i}", quote(&c.name))).collect();
-            terms.join(" and ")
-        };
-        let keys = |columns: &[TargetColumn]| {
-            let arrays = list(columns.iter().enumerate().map(|(i, c)| format!("${}::{}[]", i + 1, sql_name(&c.pg))));
-            let names = list((0..columns.len()).map(|i| format!("k{i}")));
-            format!("unnest({arrays}) with ordinality as k({names}, i)")
-        };
-        // One lookup per key, whatever the planner thinks of the table's size (see `transact::read`).
-        let each = |columns: &[TargetColumn], selected: std::fmt::Arguments<'_>| {
-            let (keys, equal) = (keys(columns), equal(columns));
-            format!(
-                "t.* from {keys} cross join lateral (select {selected} from {name} as t where {equal} offset 0) as t"
-            )
-        };
+        let each = |columns: &[TargetColumn], selected: std::fmt::Arguments<'_>| each(name, columns, selected);
         let metas: Vec<(&str, Type)> =
             [(WRITTEN_AT, Type::INT8), (STATE, Type::BYTEA), (EXPIRES_AT, Type::TIMESTAMPTZ)].into_iter().collect();
         let written: Vec<(String, Type)> = values

@@ -44,6 +44,7 @@ const SAMPLE: usize = 16;
 
 pub(super) async fn read(
     session: &mut Session,
+    frame: Frame,
     work: &Work<'_>,
     tables: &mut [TableWork<'_>],
     locks: &Locks,
@@ -76,7 +77,7 @@ pub(super) async fn read(
     for (index, table) in tables.iter().enumerate() {
         table.plan_reads(index, work, &mut plan, &mut calls);
     }
-    let mut answers = session.run(Frame::Begin, calls).await?.into_iter().skip(first);
+    let mut answers = session.run(frame, calls).await?.into_iter().skip(first);
     if fenced {
         let epochs = answers.next().unwrap_or_default();
         let epochs: HashMap<String, i64> = epochs.iter().map(|row| (row.get(0), row.get(1))).collect();

@@ -7,6 +7,7 @@ mod evolution;
 mod extremes;
 mod faults;
 mod merge;
+mod mirror;
 mod refusal;
 mod replace;
 mod settings;

@@ -26,7 +26,7 @@ pub(crate) fn boxed(ty: CqlType) -> Box<CqlType> {
 }
 
 /// Type, Cassandra's bytes, the column as text, whether the bytes can be rebuilt from it.
-fn cases() -> Vec<(CqlType, ValueBytes, Option<&'static str>, bool)> {
+pub(crate) fn cases() -> Vec<(CqlType, ValueBytes, Option<&'static str>, bool)> {
     let be = |bytes: &[u8]| ValueBytes::from(bytes);
     let uuid = uuid::Uuid::from_u128(0x1234_5678_9abc_1def_8123_4567_89ab_cdef);
     let uuid_text = "12345678-9abc-1def-8123-456789abcdef";

@@ -1,0 +1,361 @@
+//! `cdc reconcile`: proves that PostgreSQL equals Cassandra, or says where it does not.
+//!
+//! **Invariant:** no value of a row is printed, and no key without `--show-keys`.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use cdc_cassandra::checks::Wanted;
+use cdc_cassandra::{Cassandra, ClusterReader, Consistency};
+use cdc_model::{Change, ChangeBody, NodeId, Provenance, RowState, SegmentPosition, TableSchema, TokenRange};
+use cdc_postgres::Target;
+use cdc_reconciler::barrier::{Barrier, BarrierSettings};
+use cdc_reconciler::{
+    Finding, Options, Outcome, PipelineBarrier, Progress, ReconcileError, Reconciler, Scope, Stage, Strategy,
+};
+use cdc_runtime::{Exit, Refusal};
+use clap::{Args, Subcommand, ValueEnum};
+use comfy_table::{Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::cli::{Output, complain, say};
+use crate::config::Config;
+use crate::log::write_change;
+use crate::role::chain;
+
+/// Between two looks at the progress.
+const TICK: Duration = Duration::from_millis(200);
+/// Findings shown as lines; a report and JSON have all.
+const SHOWN: usize = 20;
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum ReconcileCommand {
+    /// Compare tables while they are written, and say what is proven and what is wrong
+    #[command(after_help = RUN_HELP)]
+    Run(RunArgs),
+}
+
+pub(crate) const HELP: &str = "\
+Compares Cassandra with PostgreSQL while writes go on and reports only what is really different: changes under way are told
+apart by a barrier through the whole pipeline. docs/reconciliation.md says what is proven and how to read a report.
+
+Examples:
+  cdc reconcile run cdc.yaml --table shop.orders
+  cdc reconcile run cdc.yaml --table 'shop.*' --strategy version --output json";
+
+const RUN_HELP: &str = "\
+FILE is the configuration of an agent: its sections cassandra, source, postgres and, if there is one, kafka. The agents, and with
+Kafka the sinks, must run. Nothing is changed in either store, but for the mark of each barrier, and target tables that are
+missing are created as at their first change.
+
+Strategies, all of them by row:
+  checksum    all values: finds everything
+  version     write times only, which is less to read: finds what is missing, extra or older
+  row-count   keys only: finds what is missing or extra
+
+Exit codes: 0 everything was compared and is equal, 7 differences are proven, 1 no difference, but not everything could be
+proven, 69 a server cannot be used.
+
+Examples:
+  cdc reconcile run cdc.yaml --table shop.orders --table shop.users
+  cdc reconcile run cdc.yaml --table shop.orders --range -9223372036854775808:0 --report first-half.json
+  cdc reconcile run cdc.yaml --table shop.orders --consistency all --show-keys";
+
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    /// Configuration, YAML
+    #[arg(value_name = "FILE")]
+    config: PathBuf,
+    /// What to compare, as `keyspace.table` or `keyspace.*`; may be given several times
+    #[arg(long = "table", value_name = "TABLE", required = true, value_parser = table)]
+    tables: Vec<Wanted>,
+    /// Only tokens after START up to END
+    #[arg(long, value_name = "START:END", value_parser = range, allow_hyphen_values = true)]
+    range: Option<TokenRange>,
+    #[arg(long, value_enum, default_value_t = StrategyArg::Checksum)]
+    strategy: StrategyArg,
+    /// At which Cassandra is read; what looks wrong is read again at `all`
+    #[arg(long, value_enum, default_value_t = ConsistencyArg::LocalQuorum)]
+    consistency: ConsistencyArg,
+    /// Token ranges read at a time: more is faster, and more load on Cassandra
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
+    parallel: u8,
+    /// Longest wait for a barrier, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    barrier_timeout: u64,
+    #[arg(long, short, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// Write everything into this file, too, as JSON
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Keys of rows in clear, not only as hashes
+    #[arg(long)]
+    show_keys: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum StrategyArg {
+    Checksum,
+    Version,
+    RowCount,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum ConsistencyArg {
+    One,
+    LocalOne,
+    Quorum,
+    LocalQuorum,
+    All,
+}
+
+fn table(text: &str) -> Result<Wanted, String> {
+    Wanted::parse(text).ok_or_else(|| "use `keyspace.table` or `keyspace.*`".to_owned())
+}
+
+fn range(text: &str) -> Result<TokenRange, String> {
+    let wrong = || "use START:END, two tokens, as in -100:100".to_owned();
+    let (start, end) = text.split_once(':').ok_or_else(wrong)?;
+    let token = |text: &str| text.parse::<i64>().map_err(|_| wrong());
+    let range = TokenRange { start: token(start)?, end: token(end)? };
+    if range.start < range.end { Ok(range) } else { Err("START must be less than END".to_owned()) }
+}
+
+pub(crate) fn run(command: &ReconcileCommand) -> anyhow::Result<ExitCode> {
+    let ReconcileCommand::Run(args) = command;
+    let config = Config::load(&args.config, None)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let exit = runtime.block_on(Box::pin(compare(config, args)));
+    runtime.shutdown_background();
+    Ok(exit?.into())
+}
+
+async fn compare(config: Config, args: &RunArgs) -> anyhow::Result<Exit> {
+    let Config { cassandra: Some(cassandra), source: Some(source), postgres: Some(mut postgres), kafka, .. } = config
+    else {
+        let message = "`cdc reconcile` needs the sections cassandra, source and postgres, as an agent has them, and kafka if \
+                       the pipeline has one";
+        return Err(Refusal::config(message).into());
+    };
+    postgres.pool_size = postgres.pool_size.max(4);
+    let unavailable = |error: &dyn std::error::Error| Refusal::unavailable(chain(error));
+    let node = Box::pin(Cassandra::connect(&cassandra)).await.map_err(|error| unavailable(&error))?;
+    let captured: Vec<Wanted> = source.tables.iter().filter_map(|text| Wanted::parse(text)).collect();
+    let schema = node.load_schema().await.map_err(|error| unavailable(&error))?;
+    let tables = tables(schema, &captured, &args.tables)?;
+    let reader = ClusterReader::connect(&cassandra).await.map_err(|error| unavailable(&error))?;
+    let target = Target::connect(&postgres).await.map_err(|error| unavailable(&error))?;
+    let settings = BarrierSettings { marks: source.marks(), captured };
+    let barrier = Box::pin(Barrier::connect(node, target.clone(), kafka.as_ref(), settings));
+    let barrier = barrier.await.map_err(|error| unavailable(&error))?;
+    let barrier = Arc::new(PipelineBarrier::new(barrier, Duration::from_secs(args.barrier_timeout)));
+    let options = Options { consistency: args.consistency(), parallel: args.parallel.into(), ..Options::default() };
+    let reconciler = Reconciler::new(reader, target, barrier, options);
+
+    let cancel = CancellationToken::new();
+    let mut outcomes = Vec::new();
+    for table in tables {
+        let scope = Scope { table: Arc::clone(&table), range: args.range.unwrap_or(TokenRange::RING) };
+        let outcome = watched(&reconciler, &scope, args.strategy(), &cancel).await;
+        outcomes.push((outcome.map_err(|error| unavailable(&error))?, table));
+    }
+    finish(args, &outcomes)
+}
+
+fn tables(schema: Vec<TableSchema>, captured: &[Wanted], wanted: &[Wanted]) -> Result<Vec<Arc<TableSchema>>, Refusal> {
+    let is_captured = |table: &TableSchema| table.cdc && captured.iter().any(|entry| entry.matches(table));
+    let tables: BTreeMap<String, TableSchema> =
+        schema.into_iter().filter(is_captured).map(|table| (table.full_name(), table)).collect();
+    for entry in wanted {
+        if !tables.values().any(|table| entry.matches(table)) {
+            let name = entry.table.as_deref().unwrap_or("*");
+            let message = format!(
+                "--table {}.{name} is not captured: it must be among source.tables of the configuration, exist, and have \
+                 `cdc = true`",
+                entry.keyspace
+            );
+            return Err(Refusal { exit: Exit::Usage, message });
+        }
+    }
+    let named = |table: &TableSchema| wanted.iter().any(|entry| entry.matches(table));
+    Ok(tables.into_values().filter(named).map(Arc::new).collect())
+}
+
+impl RunArgs {
+    fn strategy(&self) -> Strategy {
+        match self.strategy {
+            StrategyArg::Checksum => Strategy::Checksum,
+            StrategyArg::Version => Strategy::Version,
+            StrategyArg::RowCount => Strategy::RowCount,
+        }
+    }
+
+    fn consistency(&self) -> Consistency {
+        match self.consistency {
+            ConsistencyArg::One => Consistency::One,
+            ConsistencyArg::LocalOne => Consistency::LocalOne,
+            ConsistencyArg::Quorum => Consistency::Quorum,
+            ConsistencyArg::LocalQuorum => Consistency::LocalQuorum,
+            ConsistencyArg::All => Consistency::All,
+        }
+    }
+}
+
+/// Compares a table under a progress bar. An interrupt ends it with what it has; a second one kills as usual.
+async fn watched(
+    reconciler: &Reconciler,
+    scope: &Scope,
+    strategy: Strategy,
+    cancel: &CancellationToken,
+) -> Result<Outcome, ReconcileError> {
+    let progress = Arc::new(Progress::default());
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    let style = "{prefix} {wide_bar} {percent:>3}% {msg} ETA {eta}";
+    bar.set_style(ProgressStyle::with_template(style).expect("a template that was tried"));
+    bar.set_prefix(scope.table.full_name());
+    let mut comparing = reconciler.compare(scope, strategy, &progress, cancel);
+    let mut tick = tokio::time::interval(TICK);
+    let mut stage = Stage::Passes;
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut comparing => break outcome,
+            interrupt = tokio::signal::ctrl_c(), if !cancel.is_cancelled() => {
+                interrupt.expect("interrupts can be listened to");
+                complain("ending; what was not compared is reported as not proven");
+                cancel.cancel();
+            }
+            _ = tick.tick() => {
+                let (done, total) = progress.done();
+                if progress.stage() != stage {
+                    stage = progress.stage();
+                    bar.reset();
+                }
+                bar.set_length(total);
+                bar.set_position(done);
+                let seconds = bar.elapsed().as_secs().max(1);
+                bar.set_message(format!(
+                    "{} {} rows, {}/s, {} suspects, {} findings",
+                    if stage == Stage::Passes { "ranges" } else { "leaves" },
+                    progress.rows(),
+                    progress.rows() / seconds,
+                    progress.suspects(),
+                    progress.findings()
+                ));
+            }
+        }
+    };
+    bar.finish_and_clear();
+    outcome
+}
+
+fn finish(args: &RunArgs, outcomes: &[(Outcome, Arc<TableSchema>)]) -> anyhow::Result<Exit> {
+    let report: Vec<Value> = outcomes.iter().map(|(outcome, table)| to_json(outcome, table, args.show_keys)).collect();
+    let text = serde_json::to_string_pretty(&report).context("write the outcome")?;
+    if let Some(file) = &args.report {
+        std::fs::write(file, format!("{text}\n")).with_context(|| format!("write --report {}", file.display()))?;
+    }
+    match args.output {
+        Output::Json => say(&text),
+        Output::Table => outcomes.iter().for_each(|(outcome, table)| show(outcome, table, args.show_keys)),
+    }
+    let is_complete = |outcome: &Outcome| outcome.coverage.gaps.is_empty() && outcome.findings.is_empty();
+    Ok(match outcomes {
+        outcomes if outcomes.iter().any(|(outcome, _)| outcome.drift() > 0) => Exit::Drift,
+        outcomes if outcomes.iter().all(|(outcome, _)| is_complete(outcome)) => Exit::Success,
+        _ => Exit::Failure,
+    })
+}
+
+fn to_json(outcome: &Outcome, table: &Arc<TableSchema>, show_keys: bool) -> Value {
+    let mut value = serde_json::to_value(outcome).expect("an outcome is plain data");
+    value["drift_percentage"] = json!(outcome.drift_percentage());
+    if show_keys {
+        for (finding, shown) in outcome.findings.iter().zip(value["findings"].as_array_mut().into_iter().flatten()) {
+            shown["key"] = key(table, finding);
+        }
+    }
+    value
+}
+
+/// As `cdc log dump` shows it.
+fn key(table: &Arc<TableSchema>, finding: &Finding) -> Value {
+    let body = match finding.key.clustering.clone() {
+        Some(clustering) => ChangeBody::Row { clustering, row: RowState::default() },
+        None => ChangeBody::Static(RowState::default()),
+    };
+    let provenance = Provenance { node: NodeId(Uuid::nil()), position: SegmentPosition::START };
+    let partition_key = finding.key.partition.clone();
+    let mut text = Vec::new();
+    write_change(&mut text, &Change { table: Arc::clone(table), partition_key, body, provenance });
+    let mut change: Value = serde_json::from_slice(&text).unwrap_or_default();
+    json!({"partition_key": change["partition_key"].take(), "clustering": change["clustering"].take()})
+}
+
+fn show(outcome: &Outcome, table: &Arc<TableSchema>, show_keys: bool) {
+    say(&format!(
+        "{} {}: {} rows in Cassandra, {} in PostgreSQL, {:.3} % of the tokens proven, {} rows wrong ({:.4} %), {:.1} s",
+        outcome.table,
+        outcome.strategy,
+        outcome.rows.cassandra,
+        outcome.rows.postgres,
+        100.0 * outcome.coverage.share,
+        outcome.drift(),
+        outcome.drift_percentage(),
+        outcome.seconds,
+    ));
+    for gap in &outcome.coverage.gaps {
+        say(&format!("  not proven: tokens {}:{}, {}", gap.range.start, gap.range.end, gap.why));
+    }
+    if outcome.findings.is_empty() {
+        return;
+    }
+    for (class, count) in &outcome.classes {
+        say(&format!("  {count} {}", name(class)));
+    }
+    let mut lines = Table::new();
+    lines.load_style(presets::NOTHING);
+    lines.set_header(["CLASS", "TOKEN", "KEY", "COLUMNS", "CASSANDRA WROTE", "POSTGRESQL KNOWS", "CAUSE"]);
+    for finding in outcome.findings.iter().take(SHOWN) {
+        let time = |time: Option<i64>| time.map_or_else(|| "-".to_owned(), |time| time.to_string());
+        let shown_key = if show_keys { key(table, finding).to_string() } else { finding.key_sha256.clone() };
+        lines.add_row([
+            name(&finding.class),
+            finding.token.to_string(),
+            shown_key,
+            finding.columns.join(","),
+            time(finding.cassandra_written_at),
+            time(finding.postgres_written_at),
+            finding.cause.clone().unwrap_or_default(),
+        ]);
+    }
+    say(&lines.to_string());
+    if outcome.findings.len() > SHOWN {
+        say(&format!("  the first {SHOWN} of {}; --report FILE or --output json has all", outcome.findings.len()));
+    }
+}
+
+fn name(class: &cdc_reconciler::Class) -> String {
+    serde_json::to_value(class).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_has_two_tokens_in_order() {
+        assert_eq!(range("-5:7"), Ok(TokenRange { start: -5, end: 7 }));
+        for wrong in ["", "5", "7:5", "a:b", "1:1"] {
+            assert!(range(wrong).is_err(), "{wrong}");
+        }
+    }
+}

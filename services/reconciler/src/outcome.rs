@@ -1,0 +1,90 @@
+//! What came out of a comparison. No value of a row is in it, and no key unless it is asked for.
+
+use std::collections::BTreeMap;
+
+use cdc_model::{RowKey, TokenRange};
+use serde::Serialize;
+
+use crate::Class;
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// `keyspace.table` in Cassandra.
+    pub table: String,
+    pub strategy: &'static str,
+    /// Seconds since 1970.
+    pub began_at: i64,
+    pub seconds: f64,
+    pub rows: Rows,
+    pub coverage: Coverage,
+    /// How many findings of each class; all of them, also those beyond what is kept in `findings`.
+    pub classes: BTreeMap<Class, u64>,
+    pub findings: Vec<Finding>,
+    /// Rows that looked different at first.
+    pub suspects: u64,
+    /// Suspects that never stood still, but whose newest version had always arrived; the next run compares them again.
+    pub in_motion: u64,
+    /// `native`: PostgreSQL's own hash of rows; `portable`: SHA-256.
+    pub hash: &'static str,
+}
+
+#[derive(Clone, Copy, Default, Debug, Serialize)]
+pub struct Rows {
+    /// Static rows included.
+    pub cassandra: u64,
+    pub postgres: u64,
+}
+
+/// Of the tokens that were to be compared.
+#[derive(Clone, Debug, Serialize)]
+pub struct Coverage {
+    /// From 0 to 1.
+    pub share: f64,
+    pub gaps: Vec<Gap>,
+}
+
+/// Tokens of which nothing is proven, and why.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Gap {
+    #[serde(flatten)]
+    pub range: TokenRange,
+    pub why: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    pub class: Class,
+    pub token: i64,
+    /// SHA-256 of the key as Cassandra serialises it.
+    pub key_sha256: String,
+    pub is_static: bool,
+    /// Of the target, where values differ; empty if the row is missing or extra.
+    pub columns: Vec<String>,
+    /// Newest write time Cassandra tells, microseconds since 1970.
+    pub cassandra_written_at: Option<i64>,
+    /// Newest write time PostgreSQL knows, deletions included.
+    pub postgres_written_at: Option<i64>,
+    /// Whether Cassandra was read at `ALL`.
+    pub read_at_all: bool,
+    /// Barriers that passed before this was said.
+    pub barriers: u32,
+    /// What kept it from being proven, or the likely cause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// For whoever may see keys.
+    #[serde(skip)]
+    pub key: RowKey,
+}
+
+impl Outcome {
+    /// Rows proven wrong.
+    pub fn drift(&self) -> u64 {
+        self.classes.iter().filter(|(class, _)| class.is_drift()).map(|(_, count)| count).sum()
+    }
+
+    /// Rows proven wrong among those compared, in percent.
+    #[expect(clippy::cast_precision_loss, reason = "a percentage")]
+    pub fn drift_percentage(&self) -> f64 {
+        100.0 * self.drift() as f64 / self.rows.cassandra.max(self.rows.postgres).max(1) as f64
+    }
+}

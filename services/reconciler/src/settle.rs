@@ -1,0 +1,196 @@
+//! Rounds of reading, barrier and looking again, until each suspect is settled.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cdc_cassandra::{TableReader, Unread};
+use cdc_model::{ColumnKind, LocalTime, RowKey, RowState, WriteTime, token};
+use cdc_postgres::{Expected, Mirror, Seen};
+use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Class, Finding, ReconcileError,
+    compare::Pass,
+    judge::{Trial, Verdict},
+};
+
+/// A row that moves is behind or not by then; the others are settled in the second.
+const ROUNDS: u32 = 4;
+/// Rounds that only wait for something to expire do not count, but for these.
+const WAITS: u32 = 4;
+
+/// What became of suspects.
+#[derive(Default)]
+pub(crate) struct Settled {
+    pub(crate) findings: Vec<Finding>,
+    pub(crate) in_motion: u64,
+}
+
+pub(crate) struct Settling<'s> {
+    pub(crate) reader: &'s TableReader,
+    pub(crate) mirror: &'s Mirror,
+    pub(crate) barrier: &'s dyn Pass,
+    pub(crate) cancel: &'s CancellationToken,
+}
+
+struct Suspect {
+    key: RowKey,
+    trial: Trial,
+    last: Verdict,
+    answer: Option<Expected>,
+    at_all: bool,
+}
+
+impl Settling<'_> {
+    /// Keys as the target has them.
+    pub(crate) async fn settle(&self, keys: Vec<RowKey>) -> Result<Settled, ReconcileError> {
+        let seen = self.mirror.look(&keys).await?;
+        let mut open: Vec<Suspect> = keys
+            .into_iter()
+            .zip(seen)
+            .map(|(key, first)| Suspect {
+                key,
+                trial: Trial::new(first),
+                last: Verdict::Moving,
+                answer: None,
+                at_all: false,
+            })
+            .collect();
+        let mut settled = Settled::default();
+        let (mut round, mut waits) = (0, 0);
+        while !open.is_empty() && round < ROUNDS {
+            if self.cancel.is_cancelled() {
+                self.give_up(open, round, "CANCELLED", &mut settled);
+                return Ok(settled);
+            }
+            let until = open.iter().filter_map(|suspect| match suspect.last {
+                Verdict::Later(until) => Some(until),
+                _ => None,
+            });
+            match until.max() {
+                Some(until) if waits < WAITS => {
+                    waits += 1;
+                    let seconds = u64::try_from(until.0 + 1 - now().0).unwrap_or_default();
+                    tokio::time::sleep(Duration::from_secs(seconds)).await;
+                }
+                _ => round += 1,
+            }
+            let at_all = round > 1 || waits > 0;
+            let keys: Vec<RowKey> = open.iter().map(|suspect| suspect.key.clone()).collect();
+            let answers = self.reader.rows(&keys, at_all).await;
+            if let Err(error) = self.barrier.pass(self.mirror.schema()).await {
+                self.give_up(open, round, &format!("BARRIER_FAILED: {error}"), &mut settled);
+                return Ok(settled);
+            }
+            let seen = self.mirror.look(&keys).await?;
+            let now = now();
+            let mut rest = Vec::new();
+            for ((mut suspect, answer), after) in open.into_iter().zip(answers).zip(seen) {
+                match answer {
+                    Err(Unread::Unavailable) if at_all => {
+                        settled.findings.push(self.unproven(&suspect, round, "ALL_UNAVAILABLE"));
+                        continue;
+                    }
+                    Err(Unread::Unavailable) => {
+                        settled.findings.push(self.unproven(&suspect, round, "CASSANDRA_UNAVAILABLE"));
+                        continue;
+                    }
+                    Err(Unread::Failed(error)) => {
+                        settled.findings.push(self.unproven(&suspect, round, &format!("READ_FAILED: {error}")));
+                        continue;
+                    }
+                    Ok(state) => suspect.answer = state.map(|state| self.mirror.expect(suspect.key.clone(), state)),
+                }
+                suspect.at_all = at_all;
+                suspect.last = suspect.trial.weigh(suspect.answer.as_ref(), at_all, after, now);
+                match suspect.last {
+                    Verdict::Equal => {}
+                    Verdict::Drift(class) => settled.findings.push(self.finding(&suspect, class, round, None)),
+                    Verdict::Moving | Verdict::Unknown | Verdict::Later(_) => rest.push(suspect),
+                }
+            }
+            open = rest;
+        }
+        for suspect in open {
+            match suspect.last {
+                Verdict::Unknown => settled.findings.push(self.unproven(&suspect, round, "NO_WRITE_TIME_AND_MOVING")),
+                Verdict::Later(_) => settled.findings.push(self.unproven(&suspect, round, "EXPIRING")),
+                Verdict::Equal | Verdict::Drift(_) | Verdict::Moving => settled.in_motion += 1,
+            }
+        }
+        self.name_letters(&mut settled.findings).await?;
+        Ok(settled)
+    }
+
+    /// Missing and stale rows whose change was set aside.
+    async fn name_letters(&self, findings: &mut [Finding]) -> Result<(), ReconcileError> {
+        let mut lost: Vec<&mut Finding> = findings
+            .iter_mut()
+            .filter(|finding| {
+                matches!(finding.class, Class::MissingInPostgres | Class::Stale | Class::ValueDiffers | Class::Extra)
+            })
+            .collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<RowKey> = lost.iter().map(|finding| finding.key.clone()).collect();
+        for (finding, has_letter) in lost.iter_mut().zip(self.mirror.have_letters(&keys).await?) {
+            if has_letter {
+                finding.class = Class::InDlq;
+            }
+        }
+        Ok(())
+    }
+
+    fn give_up(&self, open: Vec<Suspect>, round: u32, why: &str, settled: &mut Settled) {
+        settled.findings.extend(open.iter().map(|suspect| self.unproven(suspect, round, why)));
+    }
+
+    fn unproven(&self, suspect: &Suspect, round: u32, why: &str) -> Finding {
+        self.finding(suspect, Class::Unproven, round, Some(why.to_owned()))
+    }
+
+    fn finding(&self, suspect: &Suspect, class: Class, barriers: u32, cause: Option<String>) -> Finding {
+        let Suspect { key, trial, answer, at_all, .. } = suspect;
+        let seen = trial.latest();
+        let time =
+            |state: &RowState| Some(state.newest_write()).filter(|time| *time != WriteTime::NONE).map(|time| time.0);
+        Finding {
+            class,
+            token: token(&key.partition).0,
+            key_sha256: key_sha256(key),
+            is_static: key.clustering.is_none(),
+            columns: self.differing(key.kind(), answer.as_ref(), seen),
+            cassandra_written_at: answer.as_ref().and_then(|answer| time(&answer.state)),
+            postgres_written_at: time(&seen.state),
+            read_at_all: *at_all,
+            barriers,
+            cause: cause.or_else(|| {
+                let cannot = answer.as_ref().is_some_and(|answer| answer.columns.is_none());
+                cannot.then(|| "UNREPRESENTABLE".to_owned())
+            }),
+            key: key.clone(),
+        }
+    }
+
+    fn differing(&self, kind: ColumnKind, answer: Option<&Expected>, seen: &Seen) -> Vec<String> {
+        let expected = answer.and_then(|answer| answer.columns.as_ref());
+        let Some((expected, shown)) = expected.zip(seen.columns.as_ref()) else { return Vec::new() };
+        let columns = self.mirror.columns(kind).zip(expected.iter().zip(shown));
+        columns.filter(|(_, (expected, shown))| expected != shown).map(|(name, _)| name.to_owned()).collect()
+    }
+}
+
+/// Of the key as Cassandra serialises it: length of the partition key, partition key, clustering values with their lengths.
+fn key_sha256(key: &RowKey) -> String {
+    let length = u32::try_from(key.partition.len()).unwrap_or(u32::MAX);
+    let hash = Sha256::new_with_prefix(length.to_be_bytes()).chain_update(&key.partition);
+    let clustering = key.clustering.as_ref().map(|clustering| clustering.as_bytes().to_vec());
+    let digest = hash.chain_update(clustering.unwrap_or_default()).finalize();
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn now() -> LocalTime {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    LocalTime(i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX - 1))
+}

@@ -1,0 +1,154 @@
+//! Servers, a pipeline in this process, and load.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use cdc_cassandra::{Cassandra as Node, CassandraConfig, ClusterReader, Consistency, checks::Wanted};
+use cdc_model::{TableSchema, TokenRange};
+use cdc_postgres::{PostgresConfig, Strategy, Target};
+use cdc_reconciler::{
+    Options, Outcome, Pass as _, PipelineBarrier, Reconciler, Scope,
+    barrier::{Barrier, BarrierSettings},
+};
+use cdc_runtime::{Lifecycle, Secret};
+use cdc_source::{Outlet, SourceConfig};
+use cdc_testkit::{Cassandra, Postgres};
+use cdc_workload::{Load, LoadOptions, every_change::Session, shop};
+use tokio::{sync::oneshot, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) struct World {
+    pub(crate) session: Arc<Session>,
+    pub(crate) postgres: tokio_postgres::Client,
+    pub(crate) schema: Vec<TableSchema>,
+    pub(crate) config: CassandraConfig,
+    target: Target,
+    barrier: Arc<PipelineBarrier>,
+    pipeline: Lifecycle,
+    _cassandra: Cassandra,
+    _postgres: Postgres,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    /// `prepare` creates tables beside those of the shop, all of them in the keyspaces that are captured.
+    pub(crate) async fn start(keyspaces: &[&str], prepare: impl AsyncFnOnce(&Session) -> Result<()>) -> Result<Self> {
+        let (cassandra, postgres) = tokio::task::spawn_blocking(|| {
+            (Cassandra::builder().commitlog_segment_size_mib(2).start(), Postgres::start())
+        })
+        .await?;
+        let (cassandra, postgres) = (cassandra?, postgres?);
+        let session = cdc_workload::connect(&cassandra.contact_points()).await?;
+        shop::create_schema(&session, 1).await?;
+        prepare(&session).await?;
+
+        let url = postgres.url();
+        let password = url.split(['@', ':']).nth(2).context("a password stands between : and @")?;
+        let address = postgres.address();
+        let mut config = PostgresConfig::new(address.ip().to_string(), address.port(), "warehouse", "postgres");
+        config.password = Some(Secret::new(password));
+        let target = Target::connect(&config).await?;
+        let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await?;
+        #[expect(clippy::disallowed_methods, reason = "the connection ends with its client")]
+        tokio::spawn(connection);
+
+        let folder = tempfile::tempdir()?;
+        let node = cassandra.node(0);
+        let tables: Vec<String> = keyspaces.iter().chain(&["shop"]).map(|keyspace| format!("{keyspace}.*")).collect();
+        let captured = tables.iter().filter_map(|table| Wanted::parse(table)).collect();
+        let source = SourceConfig::new(node.cdc_raw_dir(), folder.path().to_owned(), tables);
+        let settings = BarrierSettings { marks: source.marks(), captured };
+        let pipeline = Lifecycle::new();
+        let outlet =
+            Outlet::Direct { target: target.clone(), config: cdc_sink::SinkConfig::default(), metrics: Arc::default() };
+        let config = CassandraConfig::new(node.address());
+        pipeline.spawn("source", cdc_source::run(source, config.clone(), outlet, Arc::default(), pipeline.clone()));
+        let node = Node::connect(&config).await?;
+        let schema = node.load_schema().await?;
+        let barrier = Barrier::connect(node, target.clone(), None, settings).await?;
+        let world = Self {
+            session: Arc::new(session),
+            postgres: client,
+            schema,
+            config,
+            target,
+            barrier: Arc::new(PipelineBarrier::new(barrier, PATIENCE)),
+            pipeline,
+            _cassandra: cassandra,
+            _postgres: postgres,
+            _folder: folder,
+        };
+        world.settle().await?;
+        Ok(world)
+    }
+
+    pub(crate) async fn cql(&self, statement: &str) -> Result<()> {
+        self.session.query_unpaged(statement, ()).await.with_context(|| statement.to_owned())?;
+        Ok(())
+    }
+
+    pub(crate) async fn sql(&self, statement: &str) -> Result<()> {
+        self.postgres.batch_execute(statement).await.with_context(|| statement.to_owned())
+    }
+
+    /// Everything written before is in PostgreSQL.
+    pub(crate) async fn settle(&self) -> Result<()> {
+        self.barrier.pass(&self.schema[0]).await.map_err(anyhow::Error::msg)
+    }
+
+    /// Compares all tables of a keyspace.
+    pub(crate) async fn compare(
+        &self,
+        keyspace: &str,
+        strategy: Strategy,
+        consistency: Consistency,
+    ) -> Result<Vec<Outcome>> {
+        let reader = ClusterReader::connect(&self.config).await?;
+        let options = Options { consistency, ..Options::default() };
+        let reconciler = Reconciler::new(reader, self.target.clone(), self.barrier.clone(), options);
+        let mut outcomes = Vec::new();
+        for table in self.schema.iter().filter(|table| table.keyspace == keyspace && table.cdc) {
+            let scope = Scope { table: Arc::new(table.clone()), range: TokenRange::RING };
+            let (progress, cancel) = (Arc::default(), CancellationToken::new());
+            let outcome = reconciler.compare(&scope, strategy, &progress, &cancel).await;
+            let outcome = outcome.with_context(|| table.full_name())?;
+            ensure!(outcome.coverage.share == 1.0 && outcome.hash == "native", "{outcome:?}");
+            outcomes.push(outcome);
+        }
+        Ok(outcomes)
+    }
+
+    /// Load on the shop until it is stopped.
+    pub(crate) fn load(&self, seed: u64, rate: u32) -> Running {
+        let session = Arc::clone(&self.session);
+        let (stop, stopped) = oneshot::channel::<()>();
+        #[expect(clippy::disallowed_methods, reason = "it is awaited")]
+        let task = tokio::spawn(async move {
+            let options = LoadOptions { seed, rate: Some(rate), ..LoadOptions::default() };
+            let mut load = Load::new(session, options, None);
+            load.run(async { drop(stopped.await) }).await;
+            load.counters().acknowledged()
+        });
+        Running { stop, task }
+    }
+
+    pub(crate) async fn stop(self) {
+        self.pipeline.stop();
+        self.pipeline.finish(PATIENCE).await;
+    }
+}
+
+pub(crate) struct Running {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<u64>,
+}
+
+impl Running {
+    /// How many writes Cassandra acknowledged.
+    pub(crate) async fn stop(self) -> Result<u64> {
+        drop(self.stop);
+        Ok(self.task.await?)
+    }
+}
