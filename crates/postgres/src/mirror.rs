@@ -1,5 +1,5 @@
 //! A table of the source and its targets, to be compared: what PostgreSQL should show of a source row, digests of what it
-//! shows, and all that it knows of single rows. Nothing here writes.
+//! shows, and all that it knows of single rows. Nothing here writes, but for [`Mirror::replace`].
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -13,6 +13,9 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
+mod replace;
+
+pub use self::replace::Replacement;
 use crate::{
     Target, TargetError,
     array::{Array, Raw},
@@ -360,7 +363,7 @@ impl Mirror {
         Box::pin(async move {
             let queries: Vec<(ColumnKind, String)> = self.kinds().map(|kind| (kind, self.select(kind))).collect();
             let context = Context::new(Purpose::Refuse);
-            let units: Vec<Unit> = keys.iter().map(|key| self.unit(key)).collect();
+            let units: Vec<Unit> = keys.iter().map(|key| self.unit(key, RowState::default())).collect();
             for _ in 0..ATTEMPTS {
                 let work = Work {
                     units: &units,
@@ -369,6 +372,7 @@ impl Mirror {
                     floods: &self.inner.floods,
                     exclusive: false,
                     writes: false,
+                    in_place_of: None,
                 };
                 match look(&self.inner.pool, &work, &queries).await {
                     Ok(stored) => {
@@ -377,14 +381,7 @@ impl Mirror {
                     Err(Failure::Again) => {}
                     Err(Failure::Other(error)) => return Err(error),
                     Err(Failure::Schema(fault)) => return Err(TargetError::Database { doing: "look at rows", fault }),
-                    // The comparison began with another layout, so it has to begin anew.
-                    Err(Failure::Stale) => {
-                        return Err(TargetError::Layout {
-                            table: self.layout.schema.full_name(),
-                            problem: "its schema changed while it was compared".to_owned(),
-                            fix: "compare it again".to_owned(),
-                        });
-                    }
+                    Err(Failure::Stale) => return Err(self.stale()),
                     Err(Failure::Data(_) | Failure::Fenced(_) | Failure::Refused(_)) => {
                         unreachable!("looking has no claim to lose, and writes and refuses nothing")
                     }
@@ -392,6 +389,15 @@ impl Mirror {
             }
             Err(TargetError::Contended { attempts: ATTEMPTS })
         })
+    }
+
+    /// The comparison began with another layout, so it has to begin anew.
+    fn stale(&self) -> TargetError {
+        TargetError::Layout {
+            table: self.layout.schema.full_name(),
+            problem: "its schema changed while it was compared".to_owned(),
+            fix: "compare it again".to_owned(),
+        }
     }
 
     /// By column a hash or NULL, then when something expires.
@@ -416,13 +422,13 @@ impl Mirror {
         Seen { columns, state: stored.state, expires_at }
     }
 
-    fn unit(&self, key: &RowKey) -> Unit {
+    fn unit(&self, key: &RowKey, change: RowState) -> Unit {
         let RowKey { partition, clustering } = self.canonical_key(key.clone());
         Unit {
             layout: Arc::clone(&self.layout),
             token: token(&partition),
             partition,
-            body: Body::Row { clustering, change: RowState::default(), refresh: false },
+            body: Body::Row { clustering, change, refresh: false },
             provenance: Provenance { node: NodeId(uuid::Uuid::nil()), position: SegmentPosition::START },
             refused: None,
         }

@@ -422,7 +422,15 @@ impl Inner {
             }
             for attempt in 0..ATTEMPTS {
                 let exclusive = attempt > 0;
-                let work = Work { units: &units, context, positions, floods: &self.floods, exclusive, writes: true };
+                let work = Work {
+                    units: &units,
+                    context,
+                    positions,
+                    floods: &self.floods,
+                    exclusive,
+                    writes: true,
+                    in_place_of: None,
+                };
                 match transact(&self.pool, &work).await {
                     Ok(applied) => return Ok(applied),
                     Err(Failure::Again) => {}
@@ -495,6 +503,7 @@ impl Inner {
                 floods: &self.floods,
                 exclusive: false,
                 writes: false,
+                in_place_of: None,
             };
             match contains(&self.pool, &work).await {
                 Ok(contains) => return Ok(contains),

@@ -68,7 +68,8 @@ use std::{
 };
 
 use cdc_model::{
-    Clustering, ColumnKind, PartitionTombstones, RowState, StateError, TableId, Token, ValueBytes, encode_tombstones,
+    Clustering, ColumnKind, DeletionTime, PartitionTombstones, RowState, StateError, TableId, Token, ValueBytes,
+    encode_tombstones,
 };
 use deadpool_postgres::Pool;
 use foldhash::quality::RandomState;
@@ -140,6 +141,9 @@ pub(crate) struct Work<'w> {
     pub(crate) exclusive: bool,
     /// Whether it is to be written, not only looked at.
     pub(crate) writes: bool,
+    /// By unit. If there are such, a unit is no change but what takes the place of all that is known of its row, provided
+    /// that this is all.
+    pub(crate) in_place_of: Option<&'w [RowState]>,
 }
 
 /// A version of a stored row.
@@ -518,7 +522,17 @@ impl<'w> TableWork<'w> {
             }
             let before = std::mem::take(&mut row.before);
             let covering = self.tombstones[row.tombstones].merged.covering(schema, row.clustering.as_ref());
+            let known = work.in_place_of.zip(row.unit).map(|(known, unit)| &known[unit]);
+            if known.is_some_and(|known| *known != covered(before.clone(), covering)) {
+                applied.rows_stale += 1;
+                continue;
+            }
             let after = match (row.change, covering) {
+                (Some(change), covering) if known.is_some() => {
+                    let mut after = change.clone();
+                    covering.into_iter().for_each(|deletion| after.shadow(deletion));
+                    Cow::Owned(after)
+                }
                 // Nothing that a merge with nothing would alter.
                 (Some(change), None) if before.is_empty() && change.deletion.is_none() => Cow::Borrowed(change),
                 (change, covering) => {
@@ -537,7 +551,7 @@ impl<'w> TableWork<'w> {
                 return Err(Attempt::Failure(Failure::Again));
             }
             let expired = row.refresh && row.live.is_some();
-            if *after == before && !expired {
+            if *after == before && !expired && known.is_none() {
                 applied.rows_stale += usize::from(row.unit.is_some());
                 continue;
             }
@@ -565,6 +579,15 @@ impl<'w> TableWork<'w> {
             calls.push(Call::new(WRITE_TOMBSTONES).with(self.layout.schema.id.0).with(keys).with(states));
         }
     }
+}
+
+/// A row with what its partition's tombstones say of it.
+fn covered(mut row: RowState, covering: Option<DeletionTime>) -> RowState {
+    if let Some(deletion) = covering {
+        row.shadow(deletion);
+        row.deletion = row.deletion.max(Some(deletion));
+    }
+    row
 }
 
 fn unrepresentable(code: &str, column: Option<String>, error: Unrepresentable) -> Refusal {

@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** no value of a row is printed, and no key without `--show-keys`.
 
+mod report;
+
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -12,29 +14,25 @@ use std::time::Duration;
 use anyhow::Context as _;
 use cdc_cassandra::checks::Wanted;
 use cdc_cassandra::{Cassandra, ClusterReader, Consistency};
-use cdc_model::{Change, ChangeBody, NodeId, Provenance, RowState, SegmentPosition, TableSchema, TokenRange};
+use cdc_model::{TableSchema, TokenRange};
 use cdc_postgres::Target;
 use cdc_reconciler::barrier::{Barrier, BarrierSettings};
 use cdc_reconciler::{
-    Finding, Options, Outcome, PipelineBarrier, Progress, ReconcileError, Reconciler, Scope, Stage, Strategy,
+    Class, Options, Outcome, PipelineBarrier, Progress, ReconcileError, Reconciler, Repair, Scope, Stage, Strategy,
 };
 use cdc_runtime::{Exit, Refusal};
 use clap::{Args, Subcommand, ValueEnum};
-use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
+use self::report::{show, to_json};
 use crate::cli::{Output, complain, say};
 use crate::config::Config;
-use crate::log::write_change;
 use crate::role::chain;
 
 /// Between two looks at the progress.
 const TICK: Duration = Duration::from_millis(200);
-/// Findings shown as lines; a report and JSON have all.
-const SHOWN: usize = 20;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum ReconcileCommand {
@@ -56,18 +54,25 @@ FILE is the configuration of an agent: its sections cassandra, source, postgres 
 Kafka the sinks, must run. Nothing is changed in either store, but for the mark of each barrier, and target tables that are
 missing are created as at their first change.
 
+With --repair rows that are proven wrong are set to what Cassandra answers at ALL, with its write times, so that newer
+changes win. A row is called repaired once it was looked at again after another barrier. Classes:
+  MISSING_IN_POSTGRES, STALE, VALUE_DIFFERS, EXTRA, EXPIRED_NOT_REMOVED    with --repair
+  TARGET_AHEAD    only if it is named: PostgreSQL may have the only copy of what Cassandra lost
+
 Strategies, all of them by row:
   checksum    all values: finds everything
   version     write times only, which is less to read: finds what is missing, extra or older
   row-count   keys only: finds what is missing or extra
 
-Exit codes: 0 everything was compared and is equal, 7 differences are proven, 1 no difference, but not everything could be
-proven, 69 a server cannot be used.
+Exit codes: 0 everything was compared and is equal or was repaired, 7 differences are proven, 1 no difference, but not
+everything could be proven, 69 a server cannot be used.
 
 Examples:
   cdc reconcile run cdc.yaml --table shop.orders --table shop.users
   cdc reconcile run cdc.yaml --table shop.orders --range -9223372036854775808:0 --report first-half.json
-  cdc reconcile run cdc.yaml --table shop.orders --consistency all --show-keys";
+  cdc reconcile run cdc.yaml --table shop.orders --consistency all --show-keys
+  cdc reconcile run cdc.yaml --table shop.orders --repair --dry-run
+  cdc reconcile run cdc.yaml --table shop.orders --repair=STALE,EXTRA --max-repair-share 0.1";
 
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
@@ -99,6 +104,43 @@ pub(crate) struct RunArgs {
     /// Keys of rows in clear, not only as hashes
     #[arg(long)]
     show_keys: bool,
+    /// Set rows right that are proven wrong
+    #[arg(long, value_name = "CLASSES", value_enum, ignore_case = true, num_args = 0..=1, require_equals = true,
+        value_delimiter = ',', default_missing_value = REPAIRED)]
+    repair: Vec<RepairArg>,
+    /// Repair nothing, and say how many rows would be
+    #[arg(long, requires = "repair")]
+    dry_run: bool,
+    /// Repair no more once there are more findings than this, in percent of a table's rows
+    #[arg(long, value_name = "PERCENT", default_value_t = 1.0, value_parser = percent)]
+    max_repair_share: f64,
+}
+
+/// Unless named.
+const REPAIRED: &str = "MISSING_IN_POSTGRES,STALE,VALUE_DIFFERS,EXTRA,EXPIRED_NOT_REMOVED";
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+#[value(rename_all = "SCREAMING_SNAKE_CASE")]
+enum RepairArg {
+    MissingInPostgres,
+    Stale,
+    ValueDiffers,
+    Extra,
+    ExpiredNotRemoved,
+    TargetAhead,
+}
+
+impl From<RepairArg> for Class {
+    fn from(class: RepairArg) -> Self {
+        match class {
+            RepairArg::MissingInPostgres => Self::MissingInPostgres,
+            RepairArg::Stale => Self::Stale,
+            RepairArg::ValueDiffers => Self::ValueDiffers,
+            RepairArg::Extra => Self::Extra,
+            RepairArg::ExpiredNotRemoved => Self::ExpiredNotRemoved,
+            RepairArg::TargetAhead => Self::TargetAhead,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -120,6 +162,11 @@ enum ConsistencyArg {
 
 fn table(text: &str) -> Result<Wanted, String> {
     Wanted::parse(text).ok_or_else(|| "use `keyspace.table` or `keyspace.*`".to_owned())
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let percent = text.parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
+    percent.ok_or_else(|| "use a number from 0 to 100".to_owned())
 }
 
 fn range(text: &str) -> Result<TokenRange, String> {
@@ -158,7 +205,12 @@ async fn compare(config: Config, args: &RunArgs) -> anyhow::Result<Exit> {
     let barrier = Box::pin(Barrier::connect(node, target.clone(), kafka.as_ref(), settings));
     let barrier = barrier.await.map_err(|error| unavailable(&error))?;
     let barrier = Arc::new(PipelineBarrier::new(barrier, Duration::from_secs(args.barrier_timeout)));
-    let options = Options { consistency: args.consistency(), parallel: args.parallel.into(), ..Options::default() };
+    let options = Options {
+        consistency: args.consistency(),
+        parallel: args.parallel.into(),
+        repair: args.repair(),
+        ..Options::default()
+    };
     let reconciler = Reconciler::new(reader, target, barrier, options);
 
     let cancel = CancellationToken::new();
@@ -197,6 +249,14 @@ impl RunArgs {
             StrategyArg::Version => Strategy::Version,
             StrategyArg::RowCount => Strategy::RowCount,
         }
+    }
+
+    fn repair(&self) -> Option<Repair> {
+        (!self.repair.is_empty()).then(|| Repair {
+            classes: self.repair.iter().copied().map(Class::from).collect(),
+            max_share: self.max_repair_share,
+            dry_run: self.dry_run,
+        })
     }
 
     fn consistency(&self) -> Consistency {
@@ -265,86 +325,15 @@ fn finish(args: &RunArgs, outcomes: &[(Outcome, Arc<TableSchema>)]) -> anyhow::R
     }
     match args.output {
         Output::Json => say(&text),
-        Output::Table => outcomes.iter().for_each(|(outcome, table)| show(outcome, table, args.show_keys)),
+        Output::Table => outcomes.iter().for_each(|(outcome, table)| show(args, outcome, table)),
     }
-    let is_complete = |outcome: &Outcome| outcome.coverage.gaps.is_empty() && outcome.findings.is_empty();
+    let is_complete =
+        |outcome: &Outcome| outcome.coverage.gaps.is_empty() && !outcome.classes.contains_key(&Class::Unproven);
     Ok(match outcomes {
-        outcomes if outcomes.iter().any(|(outcome, _)| outcome.drift() > 0) => Exit::Drift,
+        outcomes if outcomes.iter().any(|(outcome, _)| outcome.remaining() > 0) => Exit::Drift,
         outcomes if outcomes.iter().all(|(outcome, _)| is_complete(outcome)) => Exit::Success,
         _ => Exit::Failure,
     })
-}
-
-fn to_json(outcome: &Outcome, table: &Arc<TableSchema>, show_keys: bool) -> Value {
-    let mut value = serde_json::to_value(outcome).expect("an outcome is plain data");
-    value["drift_percentage"] = json!(outcome.drift_percentage());
-    if show_keys {
-        for (finding, shown) in outcome.findings.iter().zip(value["findings"].as_array_mut().into_iter().flatten()) {
-            shown["key"] = key(table, finding);
-        }
-    }
-    value
-}
-
-/// As `cdc log dump` shows it.
-fn key(table: &Arc<TableSchema>, finding: &Finding) -> Value {
-    let body = match finding.key.clustering.clone() {
-        Some(clustering) => ChangeBody::Row { clustering, row: RowState::default() },
-        None => ChangeBody::Static(RowState::default()),
-    };
-    let provenance = Provenance { node: NodeId(Uuid::nil()), position: SegmentPosition::START };
-    let partition_key = finding.key.partition.clone();
-    let mut text = Vec::new();
-    write_change(&mut text, &Change { table: Arc::clone(table), partition_key, body, provenance });
-    let mut change: Value = serde_json::from_slice(&text).unwrap_or_default();
-    json!({"partition_key": change["partition_key"].take(), "clustering": change["clustering"].take()})
-}
-
-fn show(outcome: &Outcome, table: &Arc<TableSchema>, show_keys: bool) {
-    say(&format!(
-        "{} {}: {} rows in Cassandra, {} in PostgreSQL, {:.3} % of the tokens proven, {} rows wrong ({:.4} %), {:.1} s",
-        outcome.table,
-        outcome.strategy,
-        outcome.rows.cassandra,
-        outcome.rows.postgres,
-        100.0 * outcome.coverage.share,
-        outcome.drift(),
-        outcome.drift_percentage(),
-        outcome.seconds,
-    ));
-    for gap in &outcome.coverage.gaps {
-        say(&format!("  not proven: tokens {}:{}, {}", gap.range.start, gap.range.end, gap.why));
-    }
-    if outcome.findings.is_empty() {
-        return;
-    }
-    for (class, count) in &outcome.classes {
-        say(&format!("  {count} {}", name(class)));
-    }
-    let mut lines = Table::new();
-    lines.load_style(presets::NOTHING);
-    lines.set_header(["CLASS", "TOKEN", "KEY", "COLUMNS", "CASSANDRA WROTE", "POSTGRESQL KNOWS", "CAUSE"]);
-    for finding in outcome.findings.iter().take(SHOWN) {
-        let time = |time: Option<i64>| time.map_or_else(|| "-".to_owned(), |time| time.to_string());
-        let shown_key = if show_keys { key(table, finding).to_string() } else { finding.key_sha256.clone() };
-        lines.add_row([
-            name(&finding.class),
-            finding.token.to_string(),
-            shown_key,
-            finding.columns.join(","),
-            time(finding.cassandra_written_at),
-            time(finding.postgres_written_at),
-            finding.cause.clone().unwrap_or_default(),
-        ]);
-    }
-    say(&lines.to_string());
-    if outcome.findings.len() > SHOWN {
-        say(&format!("  the first {SHOWN} of {}; --report FILE or --output json has all", outcome.findings.len()));
-    }
-}
-
-fn name(class: &cdc_reconciler::Class) -> String {
-    serde_json::to_value(class).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 #[cfg(test)]

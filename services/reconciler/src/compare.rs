@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::progress::{Progress, Stage};
 use crate::settle::{Settling, now};
-use crate::{Class, Coverage, Finding, Gap, Outcome, Rows};
+use crate::{Class, Coverage, Finding, Gap, Outcome, Repair, Repairs, Rows};
 
 /// The ring has 65,536 leaves.
 const SHIFT: u8 = 48;
@@ -39,11 +39,13 @@ pub struct Options {
     pub parallel: usize,
     /// Findings kept with their evidence; the rest is counted.
     pub findings_max: usize,
+    /// What is done about findings, if anything.
+    pub repair: Option<Repair>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { consistency: Consistency::LocalQuorum, parallel: 4, findings_max: 10_000 }
+        Self { consistency: Consistency::LocalQuorum, parallel: 4, findings_max: 10_000, repair: None }
     }
 }
 
@@ -92,6 +94,7 @@ struct Comparison<'c> {
     classes: BTreeMap<Class, u64>,
     suspects: u64,
     in_motion: u64,
+    repairs: Option<Repairs>,
 }
 
 impl Reconciler {
@@ -131,8 +134,10 @@ impl Reconciler {
                 classes: BTreeMap::new(),
                 suspects: 0,
                 in_motion: 0,
+                repairs: None,
             };
             let (rows, unequal, misfits) = comparison.passes(self.options.parallel).await?;
+            comparison.repairs = self.options.repair.map(|repair| repair.of(rows));
             comparison.rows(self, unequal, misfits).await?;
             Ok(comparison.outcome(began_at, began.elapsed(), rows))
         })
@@ -245,7 +250,10 @@ impl Comparison<'_> {
         self.progress.add_suspects(keys.len());
         let settling =
             Settling { reader: &self.reader, mirror: &self.mirror, barrier: &*reconciler.barrier, cancel: self.cancel };
-        let settled = settling.settle(keys).await?;
+        let mut settled = settling.settle(keys).await?;
+        if let (Some(repair), Some(repairs)) = (reconciler.options.repair, &mut self.repairs) {
+            repair.carry_out(&settling, repairs, &mut settled.findings).await?;
+        }
         self.in_motion += settled.in_motion;
         self.progress.add_findings(settled.findings.iter().filter(|finding| finding.class.is_drift()).count());
         for finding in settled.findings {
@@ -329,6 +337,7 @@ impl Comparison<'_> {
             findings: self.findings,
             suspects: self.suspects,
             in_motion: self.in_motion,
+            repairs: self.repairs,
             hash: if self.mirror.is_native() { "native" } else { "portable" },
         }
     }

@@ -42,8 +42,33 @@ pub enum Class {
 }
 
 impl Class {
+    fn bit(self) -> u16 {
+        1 << (self as u16)
+    }
+
     pub fn is_drift(self) -> bool {
         self != Self::Unproven
+    }
+
+    /// Whether Cassandra's answer settles it. Not [`Self::InDlq`], whose letter is to be replayed.
+    pub fn is_repairable(self) -> bool {
+        !matches!(self, Self::InDlq | Self::Unproven)
+    }
+}
+
+/// Some classes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Classes(u16);
+
+impl Classes {
+    pub fn contains(self, class: Class) -> bool {
+        self.0 & class.bit() != 0
+    }
+}
+
+impl FromIterator<Class> for Classes {
+    fn from_iter<I: IntoIterator<Item = Class>>(classes: I) -> Self {
+        Self(classes.into_iter().fold(0, |bits, class| bits | class.bit()))
     }
 }
 
@@ -212,7 +237,7 @@ fn newest_cell(column: &ColumnState) -> WriteTime {
 }
 
 /// Whether something live in PostgreSQL is newer than anything in the answer. Deletions are not in answers at all.
-fn is_ahead(seen: &Seen, answer: &Expected) -> bool {
+pub(crate) fn is_ahead(seen: &Seen, answer: &Expected) -> bool {
     let is_live = |cell: &&cdc_model::Cell| cell.value != cdc_model::CellValue::Tombstone;
     let newest_of = |(_, column): &(cdc_model::ColumnId, ColumnState)| match column {
         ColumnState::Simple(cell) => Some(cell).filter(is_live).map(|cell| cell.time),

@@ -11,14 +11,17 @@
 pub mod barrier;
 mod compare;
 mod judge;
+mod mend;
 mod outcome;
 mod pipeline;
 mod progress;
+mod repair;
 mod settle;
 
 pub use cdc_postgres::Strategy;
 pub use compare::{Options, Pass, ReconcileError, Reconciler, Scope};
-pub use judge::Class;
-pub use outcome::{Coverage, Finding, Gap, Outcome, Rows};
+pub use judge::{Class, Classes};
+pub use outcome::{Coverage, Finding, Gap, Outcome, Repairs, Rows};
 pub use pipeline::PipelineBarrier;
 pub use progress::{Progress, Stage};
+pub use repair::Repair;

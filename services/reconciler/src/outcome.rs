@@ -24,8 +24,24 @@ pub struct Outcome {
     pub suspects: u64,
     /// Suspects that never stood still, but whose newest version had always arrived; the next run compares them again.
     pub in_motion: u64,
+    /// If any were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repairs: Option<Repairs>,
     /// `native`: PostgreSQL's own hash of rows; `portable`: SHA-256.
     pub hash: &'static str,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize)]
+pub struct Repairs {
+    pub dry_run: bool,
+    /// Findings of the classes asked for.
+    pub wanted: u64,
+    /// Proven right afterwards.
+    pub done: u64,
+    /// How many the share of the table's rows allows.
+    pub allowed: u64,
+    /// Whether there were more than that; from then on nothing was repaired.
+    pub stopped: bool,
 }
 
 #[derive(Clone, Copy, Default, Debug, Serialize)]
@@ -71,6 +87,8 @@ pub struct Finding {
     /// What kept it from being proven, or the likely cause.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
+    /// Whether it was set right, and proven to be so by another barrier.
+    pub repaired: bool,
     /// For whoever may see keys.
     #[serde(skip)]
     pub key: RowKey,
@@ -80,6 +98,11 @@ impl Outcome {
     /// Rows proven wrong.
     pub fn drift(&self) -> u64 {
         self.classes.iter().filter(|(class, _)| class.is_drift()).map(|(_, count)| count).sum()
+    }
+
+    /// Rows proven wrong that were not repaired.
+    pub fn remaining(&self) -> u64 {
+        self.drift() - self.repairs.map_or(0, |repairs| repairs.done)
     }
 
     /// Rows proven wrong among those compared, in percent.

@@ -1,17 +1,21 @@
 //! Rounds of reading, barrier and looking again, until each suspect is settled.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use cdc_cassandra::{TableReader, Unread};
-use cdc_model::{ColumnKind, LocalTime, RowKey, RowState, WriteTime, token};
-use cdc_postgres::{Expected, Mirror, Seen};
+use cdc_model::{ColumnKind, CqlType, LocalTime, RowKey, RowState, WriteTime, token};
+use cdc_postgres::{Expected, Mirror, Replacement, Seen};
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Class, Finding, ReconcileError,
     compare::Pass,
-    judge::{Trial, Verdict},
+    judge::{Trial, Verdict, is_ahead},
+    mend::mended,
 };
 
 /// A row that moves is behind or not by then; the others are settled in the second.
@@ -22,6 +26,8 @@ const WAITS: u32 = 4;
 /// What became of suspects.
 #[derive(Default)]
 pub(crate) struct Settled {
+    /// Proven right in the end.
+    pub(crate) equal: BTreeSet<RowKey>,
     pub(crate) findings: Vec<Finding>,
     pub(crate) in_motion: u64,
 }
@@ -104,7 +110,7 @@ impl Settling<'_> {
                 suspect.at_all = at_all;
                 suspect.last = suspect.trial.weigh(suspect.answer.as_ref(), at_all, after, now);
                 match suspect.last {
-                    Verdict::Equal => {}
+                    Verdict::Equal => drop(settled.equal.insert(suspect.key)),
                     Verdict::Drift(class) => settled.findings.push(self.finding(&suspect, class, round, None)),
                     Verdict::Moving | Verdict::Unknown | Verdict::Later(_) => rest.push(suspect),
                 }
@@ -120,6 +126,30 @@ impl Settling<'_> {
         }
         self.name_letters(&mut settled.findings).await?;
         Ok(settled)
+    }
+
+    /// Sets rows right, and says of which it is proven afterwards; `takes_ahead` of those PostgreSQL knows more of, too.
+    pub(crate) async fn mend(&self, keys: Vec<RowKey>, takes_ahead: bool) -> Result<BTreeSet<RowKey>, ReconcileError> {
+        // In this order: what PostgreSQL knows some replica has answered with, unless it was lost there.
+        let seen = self.mirror.look(&keys).await?;
+        let answers = self.reader.rows(&keys, true).await;
+        let schema = self.mirror.schema();
+        let is_list = |id| matches!(schema.column(id).ty, CqlType::List { .. });
+        let mut rows = Vec::new();
+        for ((key, seen), answer) in keys.iter().zip(seen).zip(answers) {
+            let Ok(answer) = answer else { continue };
+            let answer = answer.map(|state| self.mirror.expect(key.clone(), state));
+            let is_ahead = answer.as_ref().is_some_and(|answer| is_ahead(&seen, answer));
+            let is_held = answer.as_ref().is_none_or(|answer| answer.columns.is_some());
+            if (is_ahead && !takes_ahead) || !is_held {
+                continue;
+            }
+            let answer = answer.as_ref().map(|answer| &answer.state);
+            let state = mended(is_list, key.kind(), &seen.state, answer, now());
+            rows.extend(state.map(|state| Replacement { key: key.clone(), known: seen.state, state }));
+        }
+        self.mirror.replace(&rows).await?;
+        Ok(self.settle(keys).await?.equal)
     }
 
     /// Missing and stale rows whose change was set aside.
@@ -169,6 +199,7 @@ impl Settling<'_> {
                 let cannot = answer.as_ref().is_some_and(|answer| answer.columns.is_none());
                 cannot.then(|| "UNREPRESENTABLE".to_owned())
             }),
+            repaired: false,
             key: key.clone(),
         }
     }

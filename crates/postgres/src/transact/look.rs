@@ -2,7 +2,7 @@
 
 use tokio_postgres::Row;
 
-use super::{Failure, Locks, Work, arrange, read::read};
+use super::{Failure, Locks, Work, arrange, covered, read::read};
 use crate::{
     TargetError,
     array::Array,
@@ -91,13 +91,9 @@ async fn attempt(
             if row.collides {
                 continue;
             }
-            let mut state = std::mem::take(&mut row.before);
             let covering =
                 table.tombstones[row.tombstones].merged.covering(&table.layout.schema, row.clustering.as_ref());
-            if let Some(deletion) = covering {
-                state.shadow(deletion);
-                state.deletion = state.deletion.max(Some(deletion));
-            }
+            let state = covered(std::mem::take(&mut row.before), covering);
             stored[row.unit.expect("no partition was read")].state = state;
         }
         let answers = session.run(Frame::Inside, calls).await?;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use cdc_model::{
     ChangeBody, Clustering, Column, ColumnKind, CqlType, RowKey, RowState, TableSchema, TokenRange, ValueBytes,
 };
-use cdc_postgres::{Leaf, Mirror, Strategy};
+use cdc_postgres::{Leaf, Mirror, Replacement, Strategy};
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::{
@@ -127,5 +127,43 @@ async fn values_swapped_between_rows_change_their_leaf() -> Result<()> {
         .await?;
     ensure!(before != leaves().await?);
     ensure!(unseeded_before == database.rows(unseeded).await?, "this is what the seed is for");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_row_is_replaced_only_if_it_is_still_what_it_was() -> Result<()> {
+    let database = Database::create().await?;
+    let target = database.target().await?;
+    let columns = vec![column("a", CqlType::Int, ColumnKind::Regular)];
+    let table = schema("replaced", vec![key_column("p", CqlType::Text)], Vec::new(), columns);
+    let row = |time, a: i32| state(&table, Some(marker(time)), vec![("a", live(time, int(a)))]);
+    let write = |time, a| {
+        let body = ChangeBody::Row { clustering: Clustering::default(), row: row(time, a) };
+        target.apply(vec![change(&table, "x", body)], &[])
+    };
+    let mirror = target.mirror(Arc::clone(&table)).await?;
+    let key = RowKey { partition: Bytes::from_static(b"x"), clustering: Some(Clustering::default()) };
+    let keys = [key.clone()];
+    let look = async || Ok::<_, anyhow::Error>(mirror.look(&keys).await?.remove(0).state);
+    let replace = |known, state| vec![Replacement { key: key.clone(), known, state }];
+    write(TIME + 5, 1).await?;
+    let known = look().await?;
+    write(TIME + 6, 2).await?;
+    mirror.replace(&replace(known, row(TIME, 3))).await?;
+    ensure!(look().await? == row(TIME + 6, 2), "a change has come in between");
+    // Backwards, and away, and from nothing.
+    mirror.replace(&replace(look().await?, row(TIME, 3))).await?;
+    ensure!(look().await? == row(TIME, 3));
+    let deletion = Some(cdc_model::DeletionTime { time: cdc_model::WriteTime(TIME), local: cdc_model::LocalTime(5) });
+    let gone = RowState { deletion, ..RowState::default() };
+    mirror.replace(&replace(look().await?, gone.clone())).await?;
+    let seen = mirror.look(&keys).await?.remove(0);
+    ensure!(seen.columns.is_none() && seen.state == gone);
+    write(TIME, 4).await?;
+    ensure!(look().await? == gone, "it was deleted as of then");
+    mirror.replace(&replace(gone, row(TIME, 3))).await?;
+    ensure!(look().await? == row(TIME, 3));
+    write(TIME + 1, 5).await?;
+    ensure!(look().await? == row(TIME + 1, 5), "what is newer wins");
     Ok(())
 }

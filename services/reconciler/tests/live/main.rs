@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use cdc_cassandra::Consistency;
 use cdc_model::token;
 use cdc_postgres::Strategy;
-use cdc_reconciler::{Class, Finding, Outcome};
+use cdc_reconciler::{Class, Finding, Outcome, Repair};
 use cdc_workload::every_change::{EveryChange, Options, Variety};
 use world::World;
 
@@ -223,6 +223,15 @@ async fn every_planted_difference_is_found_and_named_and_nothing_else() -> Resul
     for class in [MissingInPostgres, Extra, Stale] {
         ensure!(count(class) == of(class), "{class:?}: {outcomes:#?}");
     }
+
+    let classes = [MissingInPostgres, Extra, Stale, ValueDiffers, ExpiredNotRemoved, TargetAhead].into_iter().collect();
+    let repair = Some(Repair { classes, max_share: 100.0, dry_run: false });
+    let options = cdc_reconciler::Options { repair, ..Default::default() };
+    let outcomes = world.compare_with("shop", Strategy::Checksum, options).await?;
+    let is_right = |finding: &&Finding| finding.repaired == (finding.class != InDlq);
+    ensure!(findings(&outcomes).iter().all(is_right), "{outcomes:#?}");
+    let outcomes = world.compare("shop", Strategy::Checksum, Consistency::LocalQuorum).await?;
+    ensure!(findings(&outcomes).iter().all(|finding| finding.class == InDlq), "{outcomes:#?}");
     ensure!(load.stop().await? > 500);
 
     // Without all replicas nothing is proven.

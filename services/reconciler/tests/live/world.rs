@@ -105,8 +105,16 @@ impl World {
         strategy: Strategy,
         consistency: Consistency,
     ) -> Result<Vec<Outcome>> {
+        self.compare_with(keyspace, strategy, Options { consistency, ..Options::default() }).await
+    }
+
+    pub(crate) async fn compare_with(
+        &self,
+        keyspace: &str,
+        strategy: Strategy,
+        options: Options,
+    ) -> Result<Vec<Outcome>> {
         let reader = ClusterReader::connect(&self.config).await?;
-        let options = Options { consistency, ..Options::default() };
         let reconciler = Reconciler::new(reader, self.target.clone(), self.barrier.clone(), options);
         let mut outcomes = Vec::new();
         for table in self.schema.iter().filter(|table| table.keyspace == keyspace && table.cdc) {
