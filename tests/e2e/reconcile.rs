@@ -83,7 +83,7 @@ fn reconcile_proves_equality_under_load_names_what_somebody_changed_and_repairs_
         cql(&format!("insert into shop.stock (p, place) values ({p}, 'place {p}')"));
     }
     cql("update shop.stock set tags = {'a', 'b'} where p = 4 and c = 0");
-    assert!(cdc().arg("barrier").arg(&config).status().unwrap().success());
+    assert!(cdc().arg("barrier").arg(&config).output().unwrap().status.success());
     sql("create table saved as select * from cdc_stock where p = 6 and c = 0");
     cql("update shop.stock set name = 'newer' where p = 6 and c = 0");
 
