@@ -41,11 +41,11 @@
 //! cannot be held) starts the transaction over. Rows that are known, as all of a redelivery are, show in the sample, so
 //! that what is stale still writes nothing.
 //!
-//! # Rows that are replaced whole
+//! # Rows that supersede what is stored
 //!
 //! A row with a value of each column and one write time for all of it leaves nothing of a uniform row (one without a
 //! state: live, all of one write time) that is older, whatever that holds. While most rows of a table's large batches
-//! are such (`Relation::renewal`), they are not read: one statement updates those that are uniform and older, and says
+//! are such (`Relation::superseding`), they are not read: one statement updates those that are uniform and older, and says
 //! which it were; the others are read and merged as ever. It updates none if any tombstone of the table is stored. What
 //! holds for updates holds for it: a row that another writer has changed meanwhile has another `ctid` by then and is
 //! left out; and a row that is live is not in `_cdc.remains`.
@@ -54,11 +54,11 @@
 //!
 //! Two for most batches: `begin`, locks, fence and all reads go out together; so do all writes, the positions and
 //! `commit`. Reading whole partitions, which only deletions new to the target need, adds one; so does a sample in which
-//! something is found, and a row that was to replace another and did not; and a copy, which has to be granted before its rows are sent, and waits for what goes before it.
+//! something is found, and a row that superseded nothing; and a copy, which has to be granted before its rows are sent, and waits for what goes before it.
 
 mod look;
 mod read;
-mod replace;
+mod supersede;
 mod write;
 
 use std::{
@@ -170,7 +170,7 @@ struct Touched<'w> {
     /// Taken for new without a look.
     guessed: bool,
     /// Written already, in place of an older one.
-    replaced: bool,
+    superseded: bool,
     collides: bool,
 }
 
@@ -184,7 +184,7 @@ struct TableWork<'w> {
     may_copy: Vec<ColumnKind>,
     /// What was read only a sample of.
     sampled: Vec<(ColumnKind, Range<usize>)>,
-    /// What replaced nothing, and is to be read therefore.
+    /// What superseded nothing, and is to be read therefore.
     left: Vec<usize>,
 }
 
@@ -459,7 +459,7 @@ impl<'w> Touched<'w> {
             live: None,
             remains: None,
             guessed: false,
-            replaced: false,
+            superseded: false,
             collides: false,
         }
     }
@@ -512,7 +512,7 @@ impl<'w> TableWork<'w> {
     ) -> Result<(), Attempt> {
         let schema = &self.layout.schema;
         for row in &mut self.touched {
-            if row.replaced {
+            if row.superseded {
                 applied.rows_written += 1;
                 continue;
             }

@@ -98,8 +98,8 @@ pub(crate) struct Relation {
     pub(crate) sql: Sql,
     /// Of late all rows were new.
     pub(crate) growth: Habit,
-    /// Of late most rows replaced older ones whole.
-    pub(crate) renewal: Habit,
+    /// Of late most rows left nothing of older ones.
+    pub(crate) superseding: Habit,
 }
 
 /// What is expected of the next large batch: for how many on end it was so.
@@ -134,7 +134,7 @@ pub(crate) struct Sql {
     pub(crate) insert: String,
     pub(crate) update: String,
     /// Replaces the rows that are uniform and older by uniform ones, and says which of those given it were.
-    pub(crate) replace: String,
+    pub(crate) supersede: String,
     pub(crate) delete: String,
 }
 
@@ -167,7 +167,7 @@ impl Relation {
             stores_key,
             sql,
             growth: Habit::default(),
-            renewal: Habit::default(),
+            superseding: Habit::default(),
         }
     }
 
@@ -311,8 +311,8 @@ impl Sql {
                  select _cdc.require((select count(*) from written), cardinality($1))"
             ),
             // A value of each column, so that nothing of the older row is left.
-            replace: format!(
-                "-- cdc: replace rows\nupdate {name} as t set {} from unnest({}) with ordinality as k({}, i) \
+            supersede: format!(
+                "-- cdc: supersede rows\nupdate {name} as t set {} from unnest({}) with ordinality as k({}, i) \
                  cross join lateral (select t.ctid as c from {name} as t where {} and t.{STATE} is null \
                  and t.{WRITTEN_AT} < k.w offset 0) as f where t.ctid = f.c \
                  and not exists (select from _cdc.tombstones where table_id = ${}) returning k.i",

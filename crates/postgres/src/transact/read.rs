@@ -158,8 +158,8 @@ enum Read {
     Tombstones,
     /// Every so many of a range of `touched`.
     Rows(ColumnKind, Range<usize>, usize),
-    /// These were to replace older ones, among a range of `touched`.
-    Replaced(Vec<usize>, Range<usize>),
+    /// These were to supersede older ones, among a range of `touched`.
+    Superseded(Vec<usize>, Range<usize>),
     Remains,
 }
 
@@ -174,11 +174,12 @@ impl<'w> TableWork<'w> {
             let Some(relation) = self.layout.relation(kind).filter(|_| !range.is_empty()) else { continue };
             let large = range.len() >= COPY_MIN && work.writes && !work.exclusive;
             if large
-                && relation.renewal.is_steady()
-                && let Some((call, rows)) = self.replace_rows(relation, range.clone(), work)
+                && work.in_place_of.is_none()
+                && relation.superseding.is_steady()
+                && let Some((call, rows)) = self.supersede_rows(relation, range.clone(), work)
             {
                 calls.push(call);
-                plan.push((index, Read::Replaced(rows, range)));
+                plan.push((index, Read::Superseded(rows, range)));
                 continue;
             }
             let step = if large && relation.growth.is_steady() && self.only_shows(work) { SAMPLE } else { 1 };
@@ -217,7 +218,7 @@ impl<'w> TableWork<'w> {
         self.touched.iter().all(shows) && self.tombstones.iter().all(|tombstones| tombstones.change.is_none())
     }
 
-    /// Reads the rows that replaced none, and those of which only a sample was read, unless the sample says that all of
+    /// Reads the rows that superseded none, and those of which only a sample was read, unless the sample says that all of
     /// them are new.
     async fn read_rest(&mut self, session: &mut Session) -> Result<(), Attempt> {
         let known = |row: &Touched<'_>| row.live.is_some() || row.remains.is_some();
@@ -274,14 +275,14 @@ impl<'w> TableWork<'w> {
                     self.sampled.push((*kind, range.clone()));
                 }
                 if *kind == ColumnKind::Regular && range.len() >= COPY_MIN && *step == 1 {
-                    relation.renewal.saw(self.might_replace(rows, range));
+                    relation.superseding.saw(self.might_supersede(rows, range));
                 }
                 self.take_rows(relation, rows, |place| range.start + step * place)?;
             }
-            Read::Replaced(given, range) => {
-                rows.iter().for_each(|row| self.touched[given[ordinal(row)]].replaced = true);
-                self.left = range.clone().filter(|row| !self.touched[*row].replaced).collect();
-                self.layout.rows.renewal.saw(2 * rows.len() >= given.len());
+            Read::Superseded(given, range) => {
+                rows.iter().for_each(|row| self.touched[given[ordinal(row)]].superseded = true);
+                self.left = range.clone().filter(|row| !self.touched[*row].superseded).collect();
+                self.layout.rows.superseding.saw(2 * rows.len() >= given.len());
             }
             Read::Remains => {
                 for row in rows {

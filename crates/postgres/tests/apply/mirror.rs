@@ -3,7 +3,6 @@
 use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{Result, ensure};
-use bytes::Bytes;
 use cdc_model::{
     ChangeBody, Clustering, Column, ColumnKind, CqlType, RowKey, RowState, TableSchema, TokenRange, ValueBytes,
 };
@@ -32,7 +31,7 @@ fn rows(table: &TableSchema, cases: &[(CqlType, ValueBytes)], seed: u64) -> Vec<
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
     let mut rows = Vec::new();
     for number in 0..200u8 {
-        let partition = Bytes::from(format!("p{}", number % 20));
+        let partition = ValueBytes::from(format!("p{}", number % 20).as_bytes());
         let decimal = [&[0, 0, 0, number % 3][..], &[number]].concat();
         let clustering = Clustering::new([Some(&decimal[..]), Some(&[10, 0, 0, number])]);
         let names: Vec<String> = (0..cases.len()).map(|at| format!("c{at}")).collect();
@@ -142,7 +141,7 @@ async fn a_row_is_replaced_only_if_it_is_still_what_it_was() -> Result<()> {
         target.apply(vec![change(&table, "x", body)], &[])
     };
     let mirror = target.mirror(Arc::clone(&table)).await?;
-    let key = RowKey { partition: Bytes::from_static(b"x"), clustering: Some(Clustering::default()) };
+    let key = RowKey { partition: b"x"[..].into(), clustering: Some(Clustering::default()) };
     let keys = [key.clone()];
     let look = async || Ok::<_, anyhow::Error>(mirror.look(&keys).await?.remove(0).state);
     let replace = |known, state| vec![Replacement { key: key.clone(), known, state }];

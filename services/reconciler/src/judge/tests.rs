@@ -5,8 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
-use cdc_model::{Cell, Clustering, ColumnId, ColumnState, RowKey};
+use cdc_model::{Cell, Clustering, ColumnId, ColumnState, RowKey, ValueBytes};
 use rand::{RngExt as _, SeedableRng as _, seq::SliceRandom as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -193,7 +192,7 @@ impl World {
                 self.store(replica, key, newest.clone());
             }
         }
-        let row_key = RowKey { partition: Bytes::new(), clustering: Some(Clustering::default()) };
+        let row_key = RowKey { partition: ValueBytes::EMPTY, clustering: Some(Clustering::default()) };
         let state = state(&newest);
         newest.is_live(NOW).then(|| Expected { key: row_key, columns: Some(shown(&newest)), state })
     }

@@ -1,4 +1,4 @@
-//! Rows that leave nothing of what they replace, which therefore need not be read.
+//! Rows that leave nothing of an older one, which therefore need not be read.
 
 use std::ops::Range;
 
@@ -9,15 +9,15 @@ use super::{STATEMENTS_MAX, TableWork, Work, read::ordinal};
 use crate::{array::Array, layout::Relation, session::Call};
 
 impl<'w> TableWork<'w> {
-    /// A statement that replaces what is older by those rows of a range that can, and which they are; `None` if that is not
+    /// A statement that puts those rows of a range that can in the place of what is older, and which they are; `None` if that is not
     /// most of them, or anything is deleted.
-    pub(super) fn replace_rows(
+    pub(super) fn supersede_rows(
         &self,
         relation: &'w Relation,
         range: Range<usize>,
         work: &Work<'_>,
     ) -> Option<(Call<'w>, Vec<usize>)> {
-        if !can_replace(relation) || !self.only_shows(work) {
+        if !can_supersede(relation) || !self.only_shows(work) {
             return None;
         }
         let types = relation.columns().map(|column| column.pg.clone()).chain([Type::INT8]);
@@ -43,12 +43,12 @@ impl<'w> TableWork<'w> {
         if 2 * given.len() < range.len() || bytes > STATEMENTS_MAX {
             return None;
         }
-        let call = arrays.into_iter().fold(Call::new(&relation.sql.replace), Call::with);
+        let call = arrays.into_iter().fold(Call::new(&relation.sql.supersede), Call::with);
         Some((call.with(self.layout.schema.id.0), given))
     }
 
-    /// Whether most rows of a range might have replaced what was read instead.
-    pub(super) fn might_replace(&self, rows: &[Row], range: &Range<usize>) -> bool {
+    /// Whether most rows of a range might have superseded what was read instead.
+    pub(super) fn might_supersede(&self, rows: &[Row], range: &Range<usize>) -> bool {
         let relation = &self.layout.rows;
         let older = |row: &&Row| {
             // Uniform, that is without a state.
@@ -57,12 +57,12 @@ impl<'w> TableWork<'w> {
             let time = change.and_then(|change| change.liveness).map(|marker| marker.time.0);
             uniform && time.is_some_and(|time| row.get::<_, i64>(3) < time)
         };
-        can_replace(relation) && 2 * rows.iter().filter(older).count() >= range.len()
+        can_supersede(relation) && 2 * rows.iter().filter(older).count() >= range.len()
     }
 }
 
 /// A key that is stored beside its columns must be looked at; and a table without other columns is never updated.
-fn can_replace(relation: &Relation) -> bool {
+fn can_supersede(relation: &Relation) -> bool {
     !relation.stores_key && !relation.values.is_empty()
 }
 

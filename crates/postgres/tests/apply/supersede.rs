@@ -1,4 +1,4 @@
-//! Rows that are replaced whole, without being read.
+//! Rows that leave nothing of older ones, which are not read therefore.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -12,7 +12,7 @@ use crate::support::{
 
 /// Rows of a batch, many enough for what is done to large ones.
 const MANY: i32 = 300;
-/// Batches after which a table is known to be one whose rows are replaced.
+/// Batches after which a table is known to be one whose rows are superseded.
 const USUAL: i64 = 10;
 
 /// As [`crate::support::orders`], but without a collection.
@@ -53,7 +53,7 @@ async fn noted(database: &Database) -> Result<BTreeSet<String>> {
 }
 
 #[tokio::test]
-async fn rows_that_leave_nothing_of_older_ones_are_replaced_and_all_others_merged() -> Result<()> {
+async fn rows_that_leave_nothing_of_older_ones_supersede_them_and_all_others_merged() -> Result<()> {
     let database = Database::create().await?;
     let target = database.target().await?;
     let table = orders();
@@ -101,7 +101,7 @@ async fn rows_that_leave_nothing_of_older_ones_are_replaced_and_all_others_merge
     let applied = target.apply(mixed.clone(), &[]).await?;
     changes.extend(mixed.clone());
     assert_eq!(stored(&database, "p").await?, expected(&changes, now()));
-    let both = ["-- cdc: replace rows", "-- cdc: update rows"];
+    let both = ["-- cdc: supersede rows", "-- cdc: update rows"];
     assert_eq!(noted(&database).await?, both.map(str::to_owned).into(), "{applied:?}");
     // Again: nothing is older now.
     assert_eq!(target.apply(mixed, &[]).await?.rows_written, 0);
@@ -112,7 +112,7 @@ async fn rows_that_leave_nothing_of_older_ones_are_replaced_and_all_others_merge
 }
 
 #[tokio::test]
-async fn no_row_is_replaced_by_what_a_stored_deletion_covers() -> Result<()> {
+async fn no_row_is_superseded_by_what_a_stored_deletion_covers() -> Result<()> {
     let database = Database::create().await?;
     let target = database.target().await?;
     let table = orders();
@@ -139,7 +139,7 @@ async fn no_row_is_replaced_by_what_a_stored_deletion_covers() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_cannot_be_written_is_refused_by_itself_where_others_are_replaced() -> Result<()> {
+async fn what_cannot_be_written_is_refused_by_itself_where_others_are_superseded() -> Result<()> {
     let database = Database::create().await?;
     let target = database.target().await?;
     let table = orders();
