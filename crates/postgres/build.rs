@@ -1,5 +1,6 @@
-//! Embeds new migrations on the next build.
+//! Embeds new migrations, and looks at what queries answer, on the next build.
 
 fn main() {
     println!("cargo::rerun-if-changed=../../migrations");
+    println!("cargo::rerun-if-changed=../../.sqlx");
 }

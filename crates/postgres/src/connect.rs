@@ -52,19 +52,25 @@ pub(crate) fn pool(config: &PostgresConfig) -> Result<Pool, TargetError> {
         .map_err(|error| TargetError::Pool(error.to_string()))
 }
 
-/// Creates schema `_cdc` and the targets' schema (unless it is the user's) where they are missing, and runs the migrations that are new.
-pub(crate) async fn migrate(config: &PostgresConfig) -> Result<(), TargetError> {
-    let mut options = PgConnectOptions::new_without_pgpass()
+/// For what is no part of the apply path.
+pub(crate) fn options(config: &PostgresConfig, application: &str) -> PgConnectOptions {
+    let options = PgConnectOptions::new_without_pgpass()
         .host(&config.host)
         .port(config.port)
         .database(&config.database)
         .username(&config.username)
         .ssl_mode(sqlx::postgres::PgSslMode::Disable)
-        .application_name("cdc migrations")
+        .application_name(application)
         .disable_statement_logging();
-    if let Some(password) = &config.password {
-        options = options.password(password.expose());
+    match &config.password {
+        Some(password) => options.password(password.expose()),
+        None => options,
     }
+}
+
+/// Creates schema `_cdc` and the targets' schema (unless it is the user's) where they are missing, and runs the migrations that are new.
+pub(crate) async fn migrate(config: &PostgresConfig) -> Result<(), TargetError> {
+    let options = options(config, "cdc migrations");
     let connecting = tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options));
     let mut connection = match connecting.await {
         Ok(connected) => connected.map_err(|error| unreachable(config, &error))?,
@@ -101,10 +107,7 @@ async fn migrate_on(connection: &mut PgConnection, config: &PostgresConfig) -> R
 }
 
 fn unreachable(config: &PostgresConfig, error: &sqlx::Error) -> TargetError {
-    let fault = match error.as_database_error() {
-        Some(db) => Fault::of_sqlstate(db.code().as_deref().unwrap_or_default(), db.message()),
-        None => Fault::connection(error.to_string()),
-    };
+    let fault = Fault::from(error);
     let fix = match (fault.kind, fault.sqlstate.as_deref()) {
         (FaultKind::Access, _) => "check postgres.username, postgres.password and pg_hba.conf",
         (FaultKind::Schema, Some("3D000")) => "create the database or correct postgres.database",

@@ -202,6 +202,15 @@ impl std::fmt::Display for Fault {
     }
 }
 
+impl From<&sqlx::Error> for Fault {
+    fn from(error: &sqlx::Error) -> Self {
+        match error.as_database_error() {
+            Some(db) => Self::of_sqlstate(db.code().as_deref().unwrap_or_default(), db.message()),
+            None => Self::connection(error.to_string()),
+        }
+    }
+}
+
 impl From<tokio_postgres::Error> for Fault {
     fn from(error: tokio_postgres::Error) -> Self {
         Self::from(&error)

@@ -12,6 +12,7 @@ mod digest;
 mod error;
 mod json;
 pub mod layout;
+pub mod ledger;
 mod mirror;
 mod number;
 mod prepare;

@@ -33,14 +33,28 @@ const PASS: &str = "begin isolation level repeatable read read only; set local e
     set local plan_cache_mode = auto; set local work_mem = '64MB'; set local enable_hashjoin = on";
 
 /// What two rows of one key are compared by.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Strategy {
     /// All values.
+    #[default]
     Checksum,
     /// The newest write time.
     Version,
     /// That they are there.
     RowCount,
+}
+
+impl Strategy {
+    pub const ALL: [Self; 3] = [Self::Checksum, Self::Version, Self::RowCount];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Checksum => "CHECKSUM",
+            Self::Version => "VERSION",
+            Self::RowCount => "ROW_COUNT",
+        }
+    }
 }
 
 /// A row as two numbers.

@@ -324,11 +324,7 @@ impl Comparison<'_> {
         let share = (1.0 - missing / width(self.scope.range).max(1.0)).clamp(0.0, 1.0);
         Outcome {
             table: self.scope.table.full_name(),
-            strategy: match self.strategy {
-                Strategy::Checksum => "CHECKSUM",
-                Strategy::Version => "VERSION",
-                Strategy::RowCount => "ROW_COUNT",
-            },
+            strategy: self.strategy.name(),
             began_at,
             seconds: took.as_secs_f64(),
             rows,

@@ -6,6 +6,7 @@ mod dead_letters;
 mod evolution;
 mod extremes;
 mod faults;
+mod ledger;
 mod merge;
 mod mirror;
 mod refusal;

@@ -1,0 +1,99 @@
+//! What reconcilers share in schema `_cdc`: jobs, what these found, replays of dead letters, and the audit log.
+//!
+//! Each statement is checked against the migrations when this is compiled; CONTRIBUTING.md says how. Connections are
+//! others than those of the apply path, so neither can starve the other.
+//!
+//! A job or replay belongs to the process that holds its lease. A process that stops renewing it has lost it, and whatever
+//! it still writes about it is not taken.
+
+mod jobs;
+mod mismatches;
+mod replays;
+mod tables;
+
+use std::time::Duration;
+
+use serde_json::Value;
+use sqlx::{
+    PgPool,
+    postgres::{PgPoolOptions, PgTransaction},
+};
+use uuid::Uuid;
+
+pub use jobs::{Cancelled, Claimed, Found, Gist, Job, JobFilter, JobKind, Lease, Requested, Wish};
+pub use mismatches::{Mismatch, MismatchFilter, Resolution};
+pub use replays::{ClaimedReplay, Replay, ReplayWish, Tally};
+pub use tables::TableState;
+
+use crate::{PostgresConfig, TargetError, connect, error::Fault};
+
+const CONNECTIONS: u32 = 4;
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// No statement of ours takes long, unless something is wrong.
+const STATEMENT_TIMEOUT: &str = "30s";
+
+/// Clones share the pool, and are the same process to others.
+#[derive(Clone)]
+pub struct Ledger {
+    pool: PgPool,
+    worker: Uuid,
+}
+
+/// Of a list.
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    pub limit: i64,
+    pub offset: i64,
+}
+
+impl Ledger {
+    /// Connects when it is first asked; the migrations must have run ([`crate::Target::connect`]).
+    pub fn new(config: &PostgresConfig) -> Self {
+        let options = connect::options(config, "cdc reconciler").options([("statement_timeout", STATEMENT_TIMEOUT)]);
+        let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE_TIMEOUT);
+        Self { pool: pool.connect_lazy_with(options), worker: Uuid::new_v4() }
+    }
+
+    /// # Errors
+    /// If PostgreSQL does not answer.
+    pub async fn ping(&self) -> Result<(), TargetError> {
+        sqlx::query_scalar!("select 1").fetch_one(&self.pool).await.map(drop).map_err(failed("ask PostgreSQL"))
+    }
+
+    /// Adds an entry to the audit log.
+    ///
+    /// # Errors
+    /// As all of this.
+    pub async fn audit(&self, actor: &str, action: &str, subject: &str, detail: Value) -> Result<(), TargetError> {
+        let mut transaction = self.begin().await?;
+        audit(&mut transaction, actor, action, subject, detail).await?;
+        commit(transaction).await
+    }
+
+    async fn begin(&self) -> Result<PgTransaction<'static>, TargetError> {
+        self.pool.begin().await.map_err(failed("begin a transaction"))
+    }
+}
+
+async fn commit(transaction: PgTransaction<'static>) -> Result<(), TargetError> {
+    transaction.commit().await.map_err(failed("commit"))
+}
+
+/// Last in a transaction: it holds up others that have something to tell.
+async fn audit(
+    transaction: &mut PgTransaction<'static>,
+    actor: &str,
+    action: &str,
+    subject: &str,
+    detail: Value,
+) -> Result<(), TargetError> {
+    sqlx::query!(r#"select _cdc.audit($1, $2, $3, $4)::text as "nothing""#, actor, action, subject, detail)
+        .fetch_one(&mut **transaction)
+        .await
+        .map(drop)
+        .map_err(failed("write the audit log"))
+}
+
+fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> TargetError {
+    move |error| TargetError::Database { doing, fault: Fault::from(&error) }
+}
