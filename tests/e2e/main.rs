@@ -8,5 +8,6 @@ mod converges;
 mod operator;
 mod pipeline;
 mod reconcile;
+mod reconciler_api;
 mod scaling;
 mod truncates;

@@ -64,7 +64,7 @@ impl CassandraConfig {
     }
 
     /// Host and port of the node this process talks to.
-    pub(crate) fn own_node(&self) -> Option<(&str, u16)> {
+    pub fn own_node(&self) -> Option<(&str, u16)> {
         self.contact_points.first().and_then(|point| split_host(point))
     }
 }

@@ -74,10 +74,10 @@ pub trait Report: Send + Sync + 'static {
 pub enum AdminError {
     #[error("{0}")]
     NotLoopback(Fault),
-    #[error("admin.listen: cannot listen on {address}; choose a free port, or 0 to have one chosen")]
-    Bind { address: SocketAddr, source: std::io::Error },
-    #[error("admin.port_file: cannot write {path}")]
-    PortFile { path: PathBuf, source: std::io::Error },
+    #[error("{section}.listen: cannot listen on {address}; choose a free port, or 0 to have one chosen")]
+    Bind { section: &'static str, address: SocketAddr, source: std::io::Error },
+    #[error("{section}.port_file: cannot write {path}")]
+    PortFile { section: &'static str, path: PathBuf, source: std::io::Error },
 }
 
 /// Starts answering, until all tasks of the process have ended; returns the address that was taken.
@@ -94,19 +94,39 @@ pub async fn serve(
         return Err(AdminError::NotLoopback(fault));
     }
     let address = config.address(default_port);
-    let failed = |source| AdminError::Bind { address, source };
-    let listener = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
-    let taken = listener.local_addr().map_err(failed)?;
-    if let Some(path) = &config.port_file {
-        write_port(path, taken.port()).map_err(|source| AdminError::PortFile { path: path.clone(), source })?;
-    }
-    info!(address = %taken, "health, status and metrics are served");
-    let router = Router::new()
+    answer("admin", address, config.port_file.as_deref(), router(report), lifecycle).await
+}
+
+/// The paths above.
+pub fn router(report: Arc<dyn Report>) -> Router {
+    Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .route("/status", get(async |State(report): State<Arc<dyn Report>>| Json(report.status())))
         .route("/metrics", get(metrics))
-        .with_state(report);
+        .with_state(report)
+}
+
+/// Answers whatever the router knows, until all tasks of the process have ended; `section` says where the address was
+/// configured. Returns the address that was taken. Who may ask is the router's business.
+///
+/// # Errors
+/// If the address is not free, or the port file cannot be written.
+pub async fn answer(
+    section: &'static str,
+    address: SocketAddr,
+    port_file: Option<&Path>,
+    router: Router,
+    lifecycle: &Lifecycle,
+) -> Result<SocketAddr, AdminError> {
+    let failed = |source| AdminError::Bind { section, address, source };
+    let listener = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
+    let taken = listener.local_addr().map_err(failed)?;
+    if let Some(path) = port_file {
+        let failed = |source| AdminError::PortFile { section, path: path.to_owned(), source };
+        write_port(path, taken.port()).map_err(failed)?;
+    }
+    info!(address = %taken, "health, status and metrics are served");
     lifecycle.spawn_last(async move {
         // Only ends with the process; its accept loop survives errors of single connections.
         let _ended = axum::serve(listener, router).await;

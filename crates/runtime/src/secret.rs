@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize, Serializer};
 
 /// A password or token. `Debug`, `Display` and `Serialize` write `[redacted]`.
 ///
-/// In configuration every `password` may instead be given as `password_file`, every `salt` as `salt_file`: see
-/// [`crate::config`].
+/// In configuration every `password` may instead be given as `password_file`, every `salt` as `salt_file`, every `token` as
+/// `token_file`: see [`crate::config`].
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);

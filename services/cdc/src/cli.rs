@@ -56,6 +56,9 @@ pub(crate) enum Command {
     /// Capture and apply in one process
     #[command(after_help = RUN_HELP)]
     Run(ConfigArgs),
+    /// Serve comparisons, barriers and dead letters over HTTP
+    #[command(after_help = RECONCILER_HELP)]
+    Reconciler(ConfigArgs),
     /// Check a configuration, and the servers and tables it names
     #[command(after_help = VALIDATE_HELP)]
     Validate(ValidateArgs),
@@ -112,6 +115,17 @@ Examples:
   cdc run cdc.yaml
   cdc run docs/config/direct.yaml";
 
+const RECONCILER_HELP: &str = "\
+Runs anywhere, once or several times: comparisons are shared. Answers at 127.0.0.1:8080 unless the section reconciler says
+otherwise; docs/api.md describes what can be asked. Needs the sections cassandra, source and postgres, as an agent has them,
+and kafka if the pipeline has one. No process that moves data needs it.
+
+Examples:
+  cdc reconciler cdc.yaml
+  CDC__RECONCILER__EVERY=6h cdc reconciler cdc.yaml      compares every table every six hours
+  curl -X POST http://localhost:8080/reconciliation/trigger -d '{\"tables\": [\"orders\"]}'
+  curl http://localhost:8080/reconciliation/coverage";
+
 const VALIDATE_HELP: &str = "\
 Checks, all findings at once, nothing is changed anywhere:
   the file      unknown keys, types, ranges, sections that the role needs
@@ -136,7 +150,8 @@ Reads /status of the process's admin server. The address is that of --url, else 
 Examples:
   cdc status
   cdc status cdc.yaml --output json
-  cdc status --url http://127.0.0.1:8085    a sink";
+  cdc status --url http://127.0.0.1:8085    a sink
+  cdc status --url http://127.0.0.1:8080    a reconciler without a token";
 
 const DEV_HELP: &str = "\
 The servers run as ordinary processes of this user, on loopback addresses, until `cdc dev down`, which removes their

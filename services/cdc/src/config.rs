@@ -6,6 +6,7 @@ use std::time::Duration;
 use cdc_cassandra::CassandraConfig;
 use cdc_kafka::KafkaConfig;
 use cdc_postgres::PostgresConfig;
+use cdc_reconciler::service::{self, ReconcilerConfig};
 use cdc_runtime::STOP_DEADLINE;
 use cdc_runtime::admin::AdminConfig;
 use cdc_runtime::config::{ConfigErrors, Fault, load_checked};
@@ -23,6 +24,8 @@ pub(crate) struct Config {
     pub(crate) postgres: Option<PostgresConfig>,
     #[serde(default)]
     pub(crate) sink: SinkConfig,
+    #[serde(default)]
+    pub(crate) reconciler: ReconcilerConfig,
     #[serde(default)]
     pub(crate) admin: AdminConfig,
     #[serde(default)]
@@ -43,6 +46,7 @@ pub(crate) enum Role {
     Source,
     Sink,
     Run,
+    Reconciler,
 }
 
 impl Role {
@@ -51,21 +55,22 @@ impl Role {
             Self::Source => "source",
             Self::Sink => "sink",
             Self::Run => "run",
+            Self::Reconciler => "reconciler",
         }
     }
 
-    /// Where its admin server listens unless configured; agent and sink may share a machine and a file.
+    /// Where its admin server listens unless configured; all roles may share a machine and a file. The reconciler's is its API.
     pub(crate) fn admin_port(self) -> u16 {
         match self {
             Self::Source | Self::Run => 8084,
             Self::Sink => 8085,
+            Self::Reconciler => service::PORT,
         }
     }
 }
 
 /// Section, what it is needed for, what to write.
-const CASSANDRA: (&str, &str, &str) =
-    ("cassandra", "is how the agent asks its node for the schema", "  contact_points: [127.0.0.1]");
+const CASSANDRA: (&str, &str, &str) = ("cassandra", "is how the schema is asked for", "  contact_points: [127.0.0.1]");
 const SOURCE: (&str, &str, &str) = (
     "source",
     "says what is captured",
@@ -108,6 +113,7 @@ impl Config {
             Some(self.sink.validate()),
         ];
         faults.extend(sentences.iter().flatten().flatten().map(|sentence| Fault::of_sentence(sentence)));
+        faults.extend(self.reconciler.validate(self.source.as_ref().map(|source| source.tables.as_slice())));
         faults.extend(self.admin.validate());
         faults
     }
@@ -117,7 +123,7 @@ impl Config {
         let needs_kafka = self.postgres.is_none() || self.kafka.is_some();
         let needed: &[_] = match role.unwrap_or_else(|| self.role()) {
             Role::Source if needs_kafka => &[CASSANDRA, SOURCE, KAFKA],
-            Role::Source | Role::Run => &[CASSANDRA, SOURCE, POSTGRES],
+            Role::Source | Role::Run | Role::Reconciler => &[CASSANDRA, SOURCE, POSTGRES],
             Role::Sink => &[KAFKA, POSTGRES],
         };
         let present = [

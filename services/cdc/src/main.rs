@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Source(args) => role::run(config::Role::Source, &args, cli.log_level.as_deref()),
         Command::Sink(args) => role::run(config::Role::Sink, &args, cli.log_level.as_deref()),
         Command::Run(args) => role::run(config::Role::Run, &args, cli.log_level.as_deref()),
+        Command::Reconciler(args) => role::run(config::Role::Reconciler, &args, cli.log_level.as_deref()),
         Command::Validate(args) => validate::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Dev(command) => dev::run(command),

@@ -26,6 +26,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::report::key;
 use self::report::{show, to_json};
 use crate::cli::{Output, complain, say};
 use crate::config::Config;

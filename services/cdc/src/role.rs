@@ -3,8 +3,10 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use cdc_cassandra::checks::Wanted;
 use cdc_kafka::{KafkaError, Publisher};
 use cdc_postgres::{Disposition, PostgresConfig, TargetError};
+use cdc_reconciler::service::{self, Settings};
 use cdc_runtime::{Lifecycle, Refusal, admin, telemetry};
 use cdc_sink::{SinkError, SinkMetrics};
 use cdc_source::{Outlet, SourceError, SourceMetrics};
@@ -23,6 +25,9 @@ pub(crate) fn run(role: Role, args: &ConfigArgs, log_level: Option<&str>) -> any
 }
 
 async fn start(role: Role, config: Config, lifecycle: Lifecycle) -> anyhow::Result<()> {
+    if role == Role::Reconciler {
+        return serve(config, lifecycle).await;
+    }
     let Config { cassandra, source, kafka, postgres, sink, admin, .. } = config;
     let report = Arc::new(ProcessReport::new(role, kafka.is_some()));
     admin::serve(&admin, role.admin_port(), report.clone(), &lifecycle).await?;
@@ -43,6 +48,36 @@ async fn start(role: Role, config: Config, lifecycle: Lifecycle) -> anyhow::Resu
     if let Some(((kafka, postgres), metrics)) = kafka.zip(postgres).zip(report.sink.clone()) {
         lifecycle.spawn("sink", run_sink(sink, kafka, postgres, metrics, lifecycle.clone()));
     }
+    Ok(())
+}
+
+async fn serve(config: Config, lifecycle: Lifecycle) -> anyhow::Result<()> {
+    let Config {
+        cassandra: Some(cassandra),
+        source: Some(source),
+        postgres: Some(mut postgres),
+        kafka,
+        reconciler,
+        ..
+    } = config
+    else {
+        unreachable!("the sections of a role are checked when its configuration is loaded")
+    };
+    // A comparison holds some while a replay holds one.
+    postgres.pool_size = postgres.pool_size.max(4);
+    let settings = Settings {
+        reconciler,
+        cassandra,
+        postgres: postgres.clone(),
+        kafka,
+        captured: source.tables.iter().filter_map(|text| Wanted::parse(text)).collect(),
+        marks: source.marks(),
+        decode: cdc_sink::decode_again,
+        show_key: crate::reconcile::key,
+    };
+    let service = service::answer(settings, &lifecycle).await?;
+    let Some(target) = lifecycle.soft().run_until_cancelled(connect(&postgres)).await else { return Ok(()) };
+    service.work(target?, &lifecycle);
     Ok(())
 }
 

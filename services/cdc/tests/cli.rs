@@ -9,6 +9,7 @@ use serde_json::Value;
 
 mod dlq;
 mod log;
+mod reconciler;
 
 const OK: i32 = 0;
 const USAGE: i32 = 2;
@@ -74,7 +75,10 @@ fn examples() -> PathBuf {
 
 #[test]
 fn the_example_files_are_valid_for_every_role_they_name() {
-    for (file, roles) in [("direct.yaml", &["run", "source"][..]), ("kafka.yaml", &["run", "source", "sink"])] {
+    for (file, roles) in [
+        ("direct.yaml", &["run", "source", "reconciler"][..]),
+        ("kafka.yaml", &["run", "source", "sink", "reconciler"]),
+    ] {
         let path = examples().join(file);
         for role in roles {
             let said = said(&mut cdc(&["validate", "--offline", "--role", role, path.to_str().unwrap()]));
@@ -118,7 +122,7 @@ fn a_wrong_command_line_exits_with_2() {
 fn every_command_explains_itself_with_examples() {
     let help = said(&mut cdc(&["--help"]));
     assert!(help.code == Some(OK) && help.out.contains("Exit codes:"), "{}", help.out);
-    for command in ["source", "sink", "run", "validate", "status", "dev", "log", "dlq"] {
+    for command in ["source", "sink", "run", "reconciler", "validate", "status", "dev", "log", "dlq"] {
         let help = said(&mut cdc(&[command, "--help"]));
         assert!(help.code == Some(OK) && help.out.contains("Examples:"), "{command}: {}", help.out);
     }

@@ -113,6 +113,11 @@ impl Barrier {
         Ok(Self { cassandra, target, kafka, settings })
     }
 
+    /// The node that marks are written through.
+    pub fn cassandra(&self) -> &Cassandra {
+        &self.cassandra
+    }
+
     /// Returns once everything that Cassandra acknowledged before the call is visible in PostgreSQL, but for what is in
     /// `_cdc.dlq`. May be called again after any error, and by several at once.
     ///

@@ -16,6 +16,7 @@ mod outcome;
 mod pipeline;
 mod progress;
 mod repair;
+pub mod service;
 mod settle;
 
 pub use cdc_postgres::Strategy;

@@ -18,6 +18,10 @@ impl PipelineBarrier {
     pub fn new(barrier: Barrier, timeout: Duration) -> Self {
         Self { barrier, timeout }
     }
+
+    pub fn barrier(&self) -> &Barrier {
+        &self.barrier
+    }
 }
 
 impl Pass for PipelineBarrier {

@@ -48,8 +48,9 @@ const LIST: &str = concat!(
      case when $8 then original_key end, case when $8 then original_value end, \
      case when $8 then original_headers::text end from _cdc.dlq ",
     matching!(),
-    " order by first_failed_at, id limit $7"
+    " order by first_failed_at, id limit $7 offset $9"
 );
+const COUNT: &str = concat!("-- cdc: count dead letters\nselect count(*) from _cdc.dlq ", matching!());
 const IDS: &str = concat!(
     "-- cdc: find dead letters\nselect id from _cdc.dlq ",
     matching!(),
@@ -123,6 +124,8 @@ pub struct LetterFilter {
     pub until: Option<String>,
     /// Of the oldest, so many.
     pub limit: Option<u32>,
+    /// All but so many of the oldest.
+    pub offset: u32,
 }
 
 /// A dead letter, without key and values unless they were asked for.
@@ -300,7 +303,8 @@ impl Inner {
 
     /// Letters with all they hold, in no order.
     pub(super) async fn contents(&self, ids: Vec<Uuid>) -> Result<Vec<DeadLetter>, TargetError> {
-        let call = filtered(LIST, &LetterFilter { ids, ..LetterFilter::default() }).with(None::<i64>).with(true);
+        let call =
+            filtered(LIST, &LetterFilter { ids, ..LetterFilter::default() }).with(None::<i64>).with(true).with(0_i64);
         Ok(self.ask("read dead letters", call).await?.iter().map(DeadLetter::of).collect())
     }
 }
@@ -321,11 +325,18 @@ impl Target {
     /// # Errors
     /// With [`crate::Disposition::Quarantine`] if `since` or `until` is not a time.
     pub async fn dead_letters(&self, filter: &LetterFilter, contents: bool) -> Result<Vec<DeadLetter>, TargetError> {
-        let call = filtered(LIST, filter).with(filter.limit.map(i64::from)).with(contents);
+        let call =
+            filtered(LIST, filter).with(filter.limit.map(i64::from)).with(contents).with(i64::from(filter.offset));
         Ok(self.inner.ask("list dead letters", call).await?.iter().map(DeadLetter::of).collect())
     }
 
-    /// As [`Self::dead_letters`], ids only.
+    /// How many match, whatever limit and offset are.
+    pub async fn count_dead_letters(&self, filter: &LetterFilter) -> Result<i64, TargetError> {
+        let rows = self.inner.ask("count dead letters", filtered(COUNT, filter)).await?;
+        Ok(rows.first().map_or(0, |row| row.get(0)))
+    }
+
+    /// As [`Self::dead_letters`], ids only and whatever the offset is.
     pub async fn dead_letter_ids(&self, filter: &LetterFilter) -> Result<Vec<Uuid>, TargetError> {
         let call = filtered(IDS, filter).with(filter.limit.map(i64::from));
         Ok(self.inner.ask("find dead letters", call).await?.iter().map(|row| row.get(0)).collect())

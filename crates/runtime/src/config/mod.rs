@@ -1,8 +1,8 @@
 //! Configuration: one YAML file, then the environment.
 //!
 //! `CDC__SECTION__KEY=value` overrides `section.key`; the value is read as YAML, or as plain text where a text is
-//! expected. Wherever `password` or `salt` is a key, `password_file` or `salt_file` may stand instead: the file's content,
-//! less a trailing line break, is the secret.
+//! expected. Wherever `password`, `salt` or `token` is a key, `password_file`, `salt_file` or `token_file` may stand instead: the
+//! file's content, less a trailing line break, is the secret.
 //!
 //! All faults are reported at once. Types only say what serde tells: the first fault. So [`parse`] deserialises again
 //! and again: a fault is noted, then an unknown key is taken out, and a wrong or missing value replaced by one that the
@@ -215,7 +215,7 @@ fn remove(root: &mut Value, path: &[String]) {
 }
 
 /// Keys that hold secrets, and those that name a file with it instead.
-const SECRETS: [(&str, &str); 2] = [("password", "password_file"), ("salt", "salt_file")];
+const SECRETS: [(&str, &str); 3] = [("password", "password_file"), ("salt", "salt_file"), ("token", "token_file")];
 
 fn read_secret_files(value: &mut Value, path: &mut Vec<String>, faults: &mut Vec<Fault>) {
     let Value::Mapping(map) = value else { return };

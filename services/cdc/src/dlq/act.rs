@@ -10,21 +10,23 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::{DiscardArgs, Letters, ReplayArgs, Status, refuse};
-use crate::cli::{Output, say};
+use crate::cli::{Output, complain, say};
 
 pub(super) async fn replay(letters: &Letters, args: &ReplayArgs) -> anyhow::Result<Exit> {
     let ids = letters.target.dead_letter_ids(&args.filter.filter(Status::Unresolved)).await.map_err(refuse)?;
-    let needs_schemas = letters.target.hold_records(&ids).await.map_err(refuse)?;
-    let schemas = if needs_schemas { letters.schemas().await } else { None };
     // On a terminal only.
     let progress = ProgressBar::new(ids.len() as u64);
     progress.set_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} letters, {eta} left")?);
     let mut outcomes = Vec::with_capacity(ids.len());
-    let decode = |original: &_, stored: &_| cdc_sink::decode_again(original, stored, schemas.as_ref());
-    let replaying = letters.target.replay_dead_letters(&ids, args.dry_run, &decode, |id, outcome| {
-        progress.inc(1);
-        outcomes.push((id, outcome));
-    });
+    let replaying = letters.replay(
+        &ids,
+        args.dry_run,
+        |problem| complain(&problem),
+        |id, outcome| {
+            progress.inc(1);
+            outcomes.push((id, outcome));
+        },
+    );
     let result = replaying.await.map_err(refuse);
     progress.finish_and_clear();
     let mut counts = BTreeMap::from([("applied", 0), ("superseded", 0), ("refused", 0), ("settled", 0)]);

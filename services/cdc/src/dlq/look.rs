@@ -7,7 +7,7 @@ use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
 use super::{Letters, ListArgs, ShowArgs, Status, refuse};
-use crate::cli::{Output, say};
+use crate::cli::{Output, complain, say};
 use crate::log::write_change;
 
 /// Unless --limit says otherwise.
@@ -51,13 +51,13 @@ pub(super) async fn show(letters: &Letters, args: &ShowArgs) -> anyhow::Result<E
     filter.limit.get_or_insert(LIST_LIMIT);
     let found = letters.target.dead_letters(&filter, args.values).await.map_err(refuse)?;
     let needs_schemas = args.values && found.iter().any(|letter| letter.kind == "record");
-    let schemas = if needs_schemas { letters.schemas().await } else { None };
+    let schemas = if needs_schemas { letters.schemas(|problem| complain(&problem)).await } else { None };
     let mut shown = Vec::with_capacity(found.len());
     for letter in &found {
         let mut value = serde_json::to_value(letter).context("write a letter")?;
         if args.values {
             value["values"] = letter.values();
-            let decode = |original: &_, stored: &_| cdc_sink::decode_again(original, stored, schemas.as_ref());
+            let decode = |original: &_, stored: &_| (letters.decode)(original, stored, schemas.as_ref());
             let changes = letters.target.dead_letter_changes(letter, &decode).await.map_err(refuse)?;
             // What cannot be decoded is still there as bytes.
             value["changes"] = changes

@@ -7,21 +7,17 @@ mod look;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use cdc_kafka::SchemaFollower;
 use cdc_postgres::{Disposition, ErrorType, LetterFilter, LetterStatus, Target, TargetError};
+use cdc_reconciler::service::Letters;
 use cdc_runtime::{Exit, Refusal};
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, Subcommand, ValueEnum};
 use uuid::Uuid;
 
-use crate::cli::{Output, complain};
+use crate::cli::Output;
 use crate::config::Config;
 use crate::role::chain;
-
-/// For the schema topic to be read; small, and only needed for records that were not decoded.
-const SCHEMAS_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum DlqCommand {
@@ -194,6 +190,7 @@ impl FilterArgs {
             since: self.since.clone(),
             until: self.until.clone(),
             limit: self.limit,
+            offset: 0,
         }
     }
 }
@@ -208,7 +205,7 @@ pub(crate) fn run(command: &DlqCommand) -> anyhow::Result<ExitCode> {
     let config = Config::load(&filter.config, None)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let exit = runtime.block_on(Box::pin(async {
-        let letters = Letters::connect(config).await?;
+        let letters = connect(config).await?;
         match command {
             DlqCommand::List(args) => look::list(&letters, args).await,
             DlqCommand::Show(args) => look::show(&letters, args).await,
@@ -221,40 +218,15 @@ pub(crate) fn run(command: &DlqCommand) -> anyhow::Result<ExitCode> {
     Ok(exit?.into())
 }
 
-/// Where the letters are, and what knows the tables.
-struct Letters {
-    target: Target,
-    kafka: Option<cdc_kafka::KafkaConfig>,
-}
-
-impl Letters {
-    async fn connect(config: Config) -> anyhow::Result<Self> {
-        let Some(mut postgres) = config.postgres else {
-            let message =
-                "section postgres is missing, which `cdc dlq` needs: it says where the letters are".to_owned();
-            return Err(Refusal::config(message).into());
-        };
-        // A replay holds one for the length of a batch.
-        postgres.pool_size = postgres.pool_size.max(2);
-        let target = Target::connect(&postgres).await.map_err(refuse)?;
-        Ok(Self { target, kafka: config.kafka })
-    }
-
-    /// The schema topic, read to its end; without it, records are decoded with the tables PostgreSQL knows.
-    async fn schemas(&self) -> Option<SchemaFollower> {
-        let kafka = self.kafka.as_ref()?;
-        let reading = async {
-            let schemas = SchemaFollower::start(kafka)?;
-            schemas.read_to_end().await.map(|()| schemas)
-        };
-        let problem = match tokio::time::timeout(SCHEMAS_WITHIN, reading).await {
-            Ok(Ok(schemas)) => return Some(schemas),
-            Ok(Err(error)) => chain(&error),
-            Err(_) => format!("no answer within {SCHEMAS_WITHIN:?}"),
-        };
-        complain(&format!("topic {} was not read ({problem}); going on without it", cdc_kafka::SCHEMA_TOPIC));
-        None
-    }
+async fn connect(config: Config) -> anyhow::Result<Letters> {
+    let Some(mut postgres) = config.postgres else {
+        let message = "section postgres is missing, which `cdc dlq` needs: it says where the letters are".to_owned();
+        return Err(Refusal::config(message).into());
+    };
+    // A replay holds one for the length of a batch.
+    postgres.pool_size = postgres.pool_size.max(2);
+    let target = Target::connect(&postgres).await.map_err(refuse)?;
+    Ok(Letters { target, kafka: config.kafka, decode: cdc_sink::decode_again })
 }
 
 fn refuse(error: TargetError) -> Refusal {

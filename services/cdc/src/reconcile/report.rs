@@ -26,7 +26,7 @@ pub(super) fn to_json(outcome: &Outcome, table: &Arc<TableSchema>, show_keys: bo
 }
 
 /// As `cdc log dump` shows it.
-fn key(table: &Arc<TableSchema>, finding: &Finding) -> Value {
+pub(crate) fn key(table: &Arc<TableSchema>, finding: &Finding) -> Value {
     let body = match finding.key.clustering.clone() {
         Some(clustering) => ChangeBody::Row { clustering, row: RowState::default() },
         None => ChangeBody::Static(RowState::default()),

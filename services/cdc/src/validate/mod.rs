@@ -102,6 +102,8 @@ async fn online(role: Role, config: &Config) -> Vec<Finding> {
     if let Some(config) = config.postgres.as_ref().filter(|_| applies) {
         postgres.extend(postgres::compare(config, &tables).await);
     }
-    let files = config.source.as_ref().filter(|_| captures).map(files::check).unwrap_or_default();
+    // A reconciler runs elsewhere.
+    let reads_log = captures && role != Role::Reconciler;
+    let files = config.source.as_ref().filter(|_| reads_log).map(files::check).unwrap_or_default();
     [files, cassandra, kafka, postgres].concat()
 }

@@ -21,17 +21,18 @@ use crate::{CONFIG, Files, OK, Said, UNAVAILABLE, USAGE, cdc, said};
 const FAILURE: i32 = 1;
 
 /// A database with letters in it, and a file that names it.
-struct World {
-    runtime: Runtime,
-    server: Postgres,
+pub(crate) struct World {
+    pub(crate) runtime: Runtime,
+    pub(crate) server: Postgres,
+    pub(crate) config: PostgresConfig,
     target: Target,
     orders: Arc<TableSchema>,
-    _files: Files,
+    pub(crate) files: Files,
     file: String,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let server = Postgres::start().unwrap();
         let url: tokio_postgres::Config = server.url().parse().unwrap();
         let password = std::str::from_utf8(url.get_password().unwrap()).unwrap().to_owned();
@@ -58,7 +59,7 @@ impl World {
             cdc: true,
             gc_grace_seconds: 864_000,
         };
-        Self { runtime, server, target, orders: Arc::new(orders.new().unwrap()), _files: files, file }
+        Self { runtime, server, config, target, orders: Arc::new(orders.new().unwrap()), files, file }
     }
 
     fn insert(&self, key: String, value: &str) -> Change {
@@ -78,7 +79,7 @@ impl World {
         }
     }
 
-    fn sql(&self, sql: &str) {
+    pub(crate) fn sql(&self, sql: &str) {
         let url = self.server.url();
         self.runtime.block_on(async {
             let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
@@ -90,7 +91,7 @@ impl World {
     }
 
     /// Of 150 rows with `secret`, and a record of garbage.
-    fn plant(&self) {
+    pub(crate) fn plant(&self) {
         self.runtime.block_on(self.target.prepare_table(Arc::clone(&self.orders))).unwrap();
         self.sql("alter table cdc_orders add constraint open_only check (v <> 'secret')");
         let changes = (0..150).map(|key| self.insert(format!("key{key}"), "secret")).collect();

@@ -1,0 +1,116 @@
+//! `cdc reconciler`: comparisons as a service, and its REST API (docs/api.md).
+//!
+//! - *API* ([`api`]): answers from PostgreSQL alone, over connections of its own, so it is there while a comparison runs, and
+//!   while Cassandra is not.
+//! - *Jobs* ([`work`]): one at a time in a process. Several processes share them: each is run by whoever has its lease.
+//! - *Replays* ([`work`]) of dead letters that were asked for.
+//! - *Figures* ([`figures`]): what `/metrics` and `/status` tell, read again every few seconds, so that a restart shows the
+//!   same.
+//!
+//! No process that moves data needs this one.
+
+mod api;
+mod config;
+mod engine;
+mod figures;
+mod letters;
+mod work;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use cdc_cassandra::{CassandraConfig, MarkTable, checks::Wanted};
+use cdc_kafka::KafkaConfig;
+use cdc_model::TableSchema;
+use cdc_postgres::{PostgresConfig, Target, ledger::Ledger};
+use cdc_runtime::{Lifecycle, admin};
+use serde_json::Value;
+use tokio::sync::Notify;
+
+pub use config::{PORT, ReconcilerConfig};
+pub use letters::{DecodeAgain, Letters};
+
+use crate::Finding;
+
+/// Everything it takes, as the file has it.
+pub struct Settings {
+    pub reconciler: ReconcilerConfig,
+    pub cassandra: CassandraConfig,
+    pub postgres: PostgresConfig,
+    pub kafka: Option<KafkaConfig>,
+    /// `source.tables` and `source.barrier_table`, as the agents have them.
+    pub captured: Vec<Wanted>,
+    pub marks: MarkTable,
+    pub decode: DecodeAgain,
+    /// A key for those who may see it.
+    pub show_key: fn(&Arc<TableSchema>, &Finding) -> Value,
+}
+
+/// What all parts share.
+struct Service {
+    settings: Settings,
+    ledger: Ledger,
+    /// Once PostgreSQL has answered.
+    engine: OnceLock<engine::Engine>,
+    figures: figures::Figures,
+    /// Work was added.
+    work: Notify,
+}
+
+/// Part of the service, as its tasks and handlers hold it.
+type Shared = Arc<Service>;
+
+/// The service that answers already, and does not work yet.
+pub struct Answering(Shared);
+
+/// Starts answering.
+///
+/// # Errors
+/// If the address is not free, or the port file cannot be written.
+pub async fn answer(settings: Settings, lifecycle: &Lifecycle) -> Result<Answering, admin::AdminError> {
+    let ledger = Ledger::new(&settings.postgres);
+    let service = Arc::new(Service {
+        ledger,
+        engine: OnceLock::new(),
+        figures: figures::Figures::default(),
+        work: Notify::new(),
+        settings,
+    });
+    let config = &service.settings.reconciler;
+    let router = api::router(&service);
+    admin::answer("reconciler", config.address(), config.port_file.as_deref(), router, lifecycle).await?;
+    Ok(Answering(service))
+}
+
+impl Answering {
+    /// Starts working with what it works on.
+    pub fn work(self, target: Target, lifecycle: &Lifecycle) {
+        let service = self.0;
+        let engine = engine::Engine::new(target, &service.settings);
+        assert!(service.engine.set(engine).is_ok(), "a service begins to work once");
+        lifecycle.spawn("figures", figures::keep(Arc::clone(&service), lifecycle.soft().clone()));
+        lifecycle.spawn("jobs", work::jobs(Arc::clone(&service), lifecycle.soft().clone()));
+        lifecycle.spawn("replays", work::replays(service, lifecycle.soft().clone()));
+    }
+}
+
+impl Service {
+    /// What may be compared, as far as it is known by name: named in the configuration, or met by a writer.
+    async fn tables(&self) -> Result<Vec<(String, String)>, cdc_postgres::TargetError> {
+        let wanted = self.settings.reconciler.tables(&self.settings.captured);
+        let is_wanted = |(keyspace, name): &(String, String)| {
+            let matches = |table: &Wanted| table.table.as_ref().is_none_or(|wanted| wanted == name);
+            wanted.iter().any(|table| table.keyspace == *keyspace && matches(table))
+        };
+        let named = wanted.iter().filter_map(|table| Some((table.keyspace.clone(), table.table.clone()?)));
+        let known = self.ledger.known_tables().await?.into_iter().filter(is_wanted);
+        let mut tables: Vec<(String, String)> = named.chain(known).collect();
+        tables.sort();
+        tables.dedup();
+        Ok(tables)
+    }
+
+    fn barrier_timeout(&self) -> Duration {
+        Duration::from_millis(self.settings.reconciler.barrier_timeout_ms)
+    }
+}

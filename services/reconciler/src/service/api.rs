@@ -1,0 +1,147 @@
+//! The REST API. Every route is there twice: as it is, and below `/api/v1`.
+//!
+//! **Invariants:** every answer of a route below is JSON that ends with a line break, errors too; no value of a row is in any
+//! of them, and a key only where `reconciler.show_keys` is set.
+
+mod answer;
+mod dlq;
+mod guard;
+mod health;
+mod jobs;
+mod mismatches;
+mod openapi;
+mod wait;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use cdc_runtime::admin;
+
+use self::answer::Problem;
+use super::Shared;
+
+/// No body that is meant well is larger.
+const BODY_MAX: usize = 1 << 20;
+
+/// What can be asked, and what `OpenAPI` says of it.
+struct Route {
+    method: &'static str,
+    path: &'static str,
+    summary: &'static str,
+    /// Parameters of the query.
+    query: &'static [&'static str],
+    /// Fields of the body, and of what type; those that must be there end with `!`.
+    body: &'static [(&'static str, &'static str)],
+    answers: &'static [u16],
+    handler: MethodRouter<Shared>,
+}
+
+const PAGE: [&str; 4] = ["limit", "offset", "page", "page_size"];
+
+fn routes() -> Vec<Route> {
+    let read = |path, summary, query, answers, handler| Route {
+        method: "get",
+        path,
+        summary,
+        query,
+        body: &[],
+        answers,
+        handler,
+    };
+    let write = |path, summary, body, answers, handler| Route {
+        method: "post",
+        path,
+        summary,
+        query: &[],
+        body,
+        answers,
+        handler,
+    };
+    vec![
+        write("/reconciliation/trigger", "Compares tables", jobs::TRIGGER, &[202, 400, 503], post(jobs::trigger)),
+        read("/reconciliation/jobs", "Comparisons, newest first", jobs::QUERY, &[200, 400], get(jobs::list)),
+        read(
+            "/reconciliation/jobs/{job_id}",
+            "A comparison with the mismatches it saw",
+            &[],
+            &[200, 400, 404],
+            get(jobs::show),
+        ),
+        write(
+            "/reconciliation/jobs/{job_id}/cancel",
+            "Ends a comparison",
+            &[],
+            &[200, 202, 400, 404, 409],
+            post(jobs::cancel),
+        ),
+        read(
+            "/reconciliation/mismatches",
+            "Rows proven wrong, each once, oldest first",
+            mismatches::QUERY,
+            &[200, 400],
+            get(mismatches::list),
+        ),
+        write(
+            "/reconciliation/mismatches/{mismatch_id}/resolve",
+            "Notes what was done about a mismatch",
+            mismatches::RESOLVE,
+            &[200, 400, 404],
+            post(mismatches::resolve),
+        ),
+        read("/reconciliation/coverage", "What is proven of each table, and when", &[], &[200], get(jobs::coverage)),
+        write(
+            "/barrier",
+            "Answers once everything written before is in PostgreSQL",
+            wait::BARRIER,
+            &[200, 400, 503, 504],
+            post(wait::barrier),
+        ),
+        read("/dlq/records", "Dead letters, oldest first", dlq::QUERY, &[200, 400], get(dlq::records)),
+        read("/dlq/stats", "Dead letters in numbers", &[], &[200], get(dlq::stats)),
+        write("/dlq/replay", "Applies dead letters again", dlq::REPLAY, &[202, 400], post(dlq::replay)),
+        read("/dlq/replay/{replay_id}", "What became of a replay", &[], &[200, 400, 404], get(dlq::replayed)),
+        write("/dlq/discard", "Gives dead letters up", dlq::DISCARD, &[200, 400], post(dlq::discard)),
+        read(
+            "/health",
+            "Whether this service and what it asks answer",
+            &["format"],
+            &[200, 400, 503],
+            get(health::all),
+        ),
+        read("/health/{component}", "The same of one of them", &[], &[200, 404, 503], get(health::one)),
+        read("/openapi.json", "This description", &[], &[200], get(openapi::describe)),
+    ]
+}
+
+pub(super) fn router(service: &Shared) -> Router {
+    let routes = routes().into_iter().fold(Router::new(), |router, route| {
+        let handler = if route.query.is_empty() { route.handler.layer(from_fn(no_query)) } else { route.handler };
+        router.route(route.path, handler)
+    });
+    let all = routes.with_state(Arc::clone(service)).merge(admin::router(Arc::clone(service) as _));
+    Router::new()
+        .merge(all.clone())
+        .nest("/api/v1", all)
+        .fallback(async || {
+            Problem::new(StatusCode::NOT_FOUND, "NO_SUCH_ROUTE", "there is no such route; /openapi.json lists all")
+        })
+        .method_not_allowed_fallback(async || {
+            let code = StatusCode::METHOD_NOT_ALLOWED;
+            Problem::new(code, "WRONG_METHOD", "the route is asked by another method; /openapi.json says which")
+        })
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(from_fn_with_state(Arc::new(guard::Guard::new(&service.settings.reconciler)), guard::check))
+}
+
+/// Refuses parameters where there are none.
+async fn no_query(request: Request, next: Next) -> Response {
+    match request.uri().query() {
+        None | Some("") => next.run(request).await,
+        Some(_) => Problem::bad("INVALID_PARAMETER", "this route takes no parameters in its query").into_response(),
+    }
+}

@@ -1,0 +1,202 @@
+//! The `reconciler:` section.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cdc_cassandra::checks::Wanted;
+use cdc_postgres::Strategy;
+use cdc_runtime::Secret;
+use cdc_runtime::config::Fault;
+use serde::Deserialize;
+
+/// Unless configured.
+pub const PORT: u16 = 8080;
+/// A shorter token can be found by trying.
+const TOKEN_MIN: usize = 16;
+/// Shorter than that, a table would be compared without end.
+const EVERY_MIN: Duration = Duration::from_secs(60);
+
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReconcilerConfig {
+    /// Address and port of the API; port 0 takes a free one. Absent: 127.0.0.1:8080.
+    pub listen: Option<SocketAddr>,
+    /// Where the port is written once it is known.
+    pub port_file: Option<PathBuf>,
+    /// What callers must show as `Authorization: Bearer ...`.
+    pub token: Option<Secret>,
+    /// What may be compared, as `keyspace.table` or `keyspace.*`; absent: all of `source.tables`.
+    pub tables: Option<Vec<String>>,
+    /// Unless a call says otherwise.
+    pub strategy: Strategy,
+    /// Each table is compared this often, as in `6h`; absent: only when somebody asks.
+    pub every: Option<String>,
+    /// Whether comparisons are made at all.
+    pub enabled: bool,
+    /// Token ranges read from Cassandra at a time.
+    pub parallel: usize,
+    /// Milliseconds a comparison waits for a barrier.
+    pub barrier_timeout_ms: u64,
+    /// Whether keys of rows are kept and shown, not only as hashes.
+    pub show_keys: bool,
+}
+
+impl Default for ReconcilerConfig {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            port_file: None,
+            token: None,
+            tables: None,
+            strategy: Strategy::default(),
+            every: None,
+            enabled: true,
+            parallel: 4,
+            barrier_timeout_ms: 60_000,
+            show_keys: false,
+        }
+    }
+}
+
+impl ReconcilerConfig {
+    pub fn address(&self) -> SocketAddr {
+        self.listen.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT))
+    }
+
+    /// `None` if tables are compared only when somebody asks.
+    pub(crate) fn every(&self) -> Option<Duration> {
+        self.every.as_deref().and_then(duration)
+    }
+
+    /// What may be compared.
+    pub(crate) fn tables(&self, captured: &[Wanted]) -> Vec<Wanted> {
+        match &self.tables {
+            Some(tables) => tables.iter().filter_map(|text| Wanted::parse(text)).collect(),
+            None => captured.to_vec(),
+        }
+    }
+
+    /// Every fault at once; `captured` is `source.tables`, where there is one.
+    pub fn validate(&self, captured: Option<&[String]>) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        let mut fault = |key: &str, message: String| faults.push(Fault::new(format!("reconciler.{key}"), message));
+        let address = self.address();
+        match &self.token {
+            None if !address.ip().is_loopback() => fault(
+                "listen",
+                format!(
+                    "is {address}, which others can reach, and there is no reconciler.token: set token_file, or use \
+                     127.0.0.1:{}",
+                    address.port()
+                ),
+            ),
+            Some(token) if token.expose().len() < TOKEN_MIN => fault(
+                "token",
+                format!(
+                    "is shorter than {TOKEN_MIN} bytes, so it could be found by trying: use a long random text, as `openssl \
+                     rand -hex 32` writes"
+                ),
+            ),
+            Some(token) if !token.expose().bytes().all(|byte| byte.is_ascii_graphic()) => fault(
+                "token",
+                "has a space, or a character that is not ASCII, which no HTTP header can hold: use letters and digits"
+                    .to_owned(),
+            ),
+            _ => {}
+        }
+        for text in self.tables.iter().flatten() {
+            let covers = |table: &Wanted, entry: &String| {
+                Wanted::parse(entry).is_some_and(|entry| {
+                    entry.keyspace == table.keyspace && (entry.table.is_none() || entry.table == table.table)
+                })
+            };
+            match Wanted::parse(text) {
+                None => fault("tables", format!("has `{text}`, which is neither `keyspace.table` nor `keyspace.*`")),
+                Some(table) if captured.is_some_and(|all| !all.iter().any(|entry| covers(&table, entry))) => {
+                    fault(
+                        "tables",
+                        format!("has `{text}`, which is not captured: add it to source.tables, or take it out"),
+                    );
+                }
+                Some(_) => {}
+            }
+        }
+        if self.tables.as_ref().is_some_and(Vec::is_empty) {
+            fault("tables", "is empty: name tables, or take the key out to compare all of source.tables".to_owned());
+        }
+        if let Some(every) = &self.every
+            && duration(every).is_none_or(|every| every < EVERY_MIN)
+        {
+            fault(
+                "every",
+                format!("is `{every}`: use a whole number of s, m, h or d, as in 6h, of one minute or more"),
+            );
+        }
+        if !(1..=64).contains(&self.parallel) {
+            fault("parallel", format!("is {}: use 1 to 64", self.parallel));
+        }
+        if self.barrier_timeout_ms == 0 {
+            fault("barrier_timeout_ms", "is 0: use at least 1".to_owned());
+        }
+        faults
+    }
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let scale = match text.strip_prefix(number)? {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    number.parse::<u32>().ok().map(|number| Duration::from_secs(u64::from(number) * scale))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(config: ReconcilerConfig) -> Vec<String> {
+        config.validate(Some(&["shop.*".to_owned(), "bank.users".to_owned()])).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_address_that_others_can_reach_needs_a_token() {
+        let open = ReconcilerConfig { listen: Some("0.0.0.0:8080".parse().unwrap()), ..ReconcilerConfig::default() };
+        assert!(faults(open.clone())[0].contains("token_file"), "{:?}", faults(open.clone()));
+        let short = ReconcilerConfig { token: Some(Secret::new("hunter2")), ..open.clone() };
+        assert!(
+            faults(short.clone())[0].starts_with("reconciler.token is shorter")
+                && !faults(short)[0].contains("hunter2")
+        );
+        let spaced = ReconcilerConfig { token: Some(Secret::new("sixteen or more bytes")), ..open.clone() };
+        assert!(faults(spaced)[0].contains("space"));
+        let closed = ReconcilerConfig { token: Some(Secret::new("0123456789abcdef")), ..open };
+        assert_eq!(faults(closed), Vec::<String>::new());
+        assert_eq!(faults(ReconcilerConfig::default()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_fault_is_named_at_once() {
+        let config = ReconcilerConfig {
+            tables: Some(["shop.orders", "bank.users", "bank.*", "users"].map(str::to_owned).to_vec()),
+            every: Some("10s".to_owned()),
+            parallel: 0,
+            barrier_timeout_ms: 0,
+            ..ReconcilerConfig::default()
+        };
+        assert_eq!(faults(config.clone()).len(), 5, "{:?}", faults(config));
+    }
+
+    #[test]
+    fn a_time_has_a_unit() {
+        assert_eq!(duration("6h"), Some(Duration::from_secs(21_600)));
+        assert_eq!(duration("1d"), Some(Duration::from_secs(86_400)));
+        for wrong in ["6", "h", "", "-1h", "1.5h", "1w"] {
+            assert_eq!(duration(wrong), None, "{wrong}");
+        }
+    }
+}
