@@ -16,7 +16,7 @@ use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use scylla::deserialize::row::{ColumnIterator, DeserializeRow};
 use scylla::deserialize::{DeserializationError, TypeCheckError};
-use scylla::errors::{DbError, ExecutionError, RequestAttemptError};
+use scylla::errors::{DbError, ExecutionError, PrepareError, RequestAttemptError};
 use scylla::frame::response::result::{ColumnSpec, ColumnType};
 use scylla::response::PagingState;
 use scylla::serialize::SerializationError;
@@ -118,15 +118,12 @@ impl ClusterReader {
     ) -> BoxFuture<'_, Result<TableReader, CassandraError>> {
         Box::pin(async move {
             // 5.0 and later tell the times of elements; older ones refuse to prepare the question.
-            let mut refused = None;
-            for with_elements in [true, false] {
-                match self.prepare(&schema, fields, consistency, with_elements).await {
-                    Err(CassandraError::Query { source, .. }) if with_elements => refused = Some(source),
-                    result => return result,
+            match self.prepare(&schema, fields, consistency, true).await {
+                Err(CassandraError::Query { source, .. }) if is_invalid(&*source) => {
+                    self.prepare(&schema, fields, consistency, false).await
                 }
+                result => result,
             }
-            drop(refused);
-            unreachable!("the last attempt returns")
         })
     }
 
@@ -205,6 +202,12 @@ impl ClusterReader {
         statement.set_is_idempotent(true);
         Ok(Query { statement, clustering: schema.partition_key.len(), fields })
     }
+}
+
+/// Whether Cassandra has understood a statement and refused it, which is no failure that passes.
+fn is_invalid(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    let Some(PrepareError::AllAttemptsFailed { first_attempt }) = error.downcast_ref() else { return false };
+    matches!(first_attempt, RequestAttemptError::DbError(DbError::Invalid, _))
 }
 
 impl TableReader {

@@ -9,8 +9,8 @@ use super::{STATEMENTS_MAX, TableWork, Work, read::ordinal};
 use crate::{array::Array, layout::Relation, session::Call};
 
 impl<'w> TableWork<'w> {
-    /// A statement that puts those rows of a range that can in the place of what is older, and which they are; `None` if that is not
-    /// most of them, or anything is deleted.
+    /// A statement that puts those rows of a range that can in the place of what is older, and which they are; `None` if
+    /// that is not most of them, or anything is deleted.
     pub(super) fn supersede_rows(
         &self,
         relation: &'w Relation,

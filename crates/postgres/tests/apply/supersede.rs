@@ -159,3 +159,39 @@ async fn what_cannot_be_written_is_refused_by_itself_where_others_are_superseded
     assert_eq!(old, [[Some("7".to_owned())], [Some("9".to_owned())]]);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_supersede_the_same_rows_at_once_agree_with_the_model() -> Result<()> {
+    const PROCESSES: i64 = 3;
+    const BATCHES: i64 = 30;
+    let database = Database::create().await?;
+    let table = orders();
+    // Later batches are mostly newer, so that most rows supersede something, and some do not.
+    let batch = |process: i64, number: i64| -> Vec<Change> {
+        let time = |n: i32| 10 * number + i64::from(n * 7) % 23 + process;
+        (0..MANY).map(|n| insert(&table, "p", n, n, &format!("{process} {number}"), time(n))).collect()
+    };
+    let first = database.target().await?;
+    first.apply(batch(0, 0), &[]).await?;
+    note_updates(&database).await?;
+    let mut processes = tokio::task::JoinSet::new();
+    for process in 0..PROCESSES {
+        let target = database.target().await?;
+        let batches: Vec<_> = (0..BATCHES).map(|number| batch(process, number)).collect();
+        processes.spawn(async move {
+            for batch in batches {
+                target.apply(batch, &[]).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(done) = processes.join_next().await {
+        done??;
+    }
+    let changes: Vec<Change> =
+        (0..PROCESSES).flat_map(|process| (0..BATCHES).flat_map(move |number| batch(process, number))).collect();
+    assert_eq!(stored(&database, "p").await?, expected(&changes, now()));
+    assert!(noted(&database).await?.contains("-- cdc: supersede rows"));
+    assert_eq!(first.apply(changes, &[]).await?.rows_written, 0);
+    Ok(())
+}

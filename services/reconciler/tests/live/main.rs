@@ -44,7 +44,7 @@ async fn under_heavy_load_nothing_is_called_wrong() -> Result<()> {
         println!("CDC_SEED={seed}");
         let load = world.load(seed, RATE);
         for strategy in STRATEGIES {
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            load.writes_on().await;
             let outcomes = world.compare("shop", strategy, Consistency::LocalQuorum).await?;
             for outcome in &outcomes {
                 let Outcome { table, strategy, rows, suspects, in_motion, seconds, .. } = outcome;

@@ -13,7 +13,7 @@ use cdc_reconciler::{
 use cdc_runtime::{Lifecycle, Secret};
 use cdc_source::{Outlet, SourceConfig};
 use cdc_testkit::{Cassandra, Postgres};
-use cdc_workload::{Load, LoadOptions, every_change::Session, shop};
+use cdc_workload::{Load, LoadCounters, LoadOptions, every_change::Session, shop};
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -131,15 +131,16 @@ impl World {
     /// Load on the shop until it is stopped.
     pub(crate) fn load(&self, seed: u64, rate: u32) -> Running {
         let session = Arc::clone(&self.session);
+        let options = LoadOptions { seed, rate: Some(rate), ..LoadOptions::default() };
+        let mut load = Load::new(session, options, None);
+        let counters = load.counters();
         let (stop, stopped) = oneshot::channel::<()>();
         #[expect(clippy::disallowed_methods, reason = "it is awaited")]
         let task = tokio::spawn(async move {
-            let options = LoadOptions { seed, rate: Some(rate), ..LoadOptions::default() };
-            let mut load = Load::new(session, options, None);
             load.run(async { drop(stopped.await) }).await;
             load.counters().acknowledged()
         });
-        Running { stop, task }
+        Running { stop, counters, task }
     }
 
     pub(crate) async fn stop(self) {
@@ -150,10 +151,19 @@ impl World {
 
 pub(crate) struct Running {
     stop: oneshot::Sender<()>,
+    counters: Arc<LoadCounters>,
     task: JoinHandle<u64>,
 }
 
 impl Running {
+    /// Waits for some hundreds of writes.
+    pub(crate) async fn writes_on(&self) {
+        let enough = self.counters.acknowledged() + 500;
+        while self.counters.acknowledged() < enough {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// How many writes Cassandra acknowledged.
     pub(crate) async fn stop(self) -> Result<u64> {
         drop(self.stop);

@@ -82,7 +82,9 @@ impl IntoResponse for Problem {
 impl From<TargetError> for Problem {
     fn from(error: TargetError) -> Self {
         if error.disposition() == Disposition::Quarantine {
-            return Self::bad("INVALID_TIME", "a time must be in a form PostgreSQL reads, such as 2026-11-21T10:00Z");
+            let message = "from_date, to_date, start_date, end_date and scheduled_time must be in a form PostgreSQL reads, such \
+                           as 2026-11-21T10:00Z, and no text may have a NUL";
+            return Self::bad("INVALID_TIME", message);
         }
         warn!(%error, "a request could not be answered");
         Self::unavailable("DATABASE_UNAVAILABLE", format!("PostgreSQL did not answer: {error}"))
