@@ -11,25 +11,30 @@ pub(crate) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
+    #[inline]
     /// All before `at` counts as read.
     pub(crate) fn within(bytes: &'a [u8], at: usize) -> Self {
         Self { bytes, at: at.min(bytes.len()) }
     }
 
+    #[inline]
     pub(crate) fn at(&self) -> usize {
         self.at
     }
 
+    #[inline]
     pub(crate) fn rest(&self) -> &'a [u8] {
         // Never behind the end: `at` only moves through `take`.
         self.bytes.get(self.at..).unwrap_or_default()
     }
 
+    #[inline]
     pub(crate) fn end(&self) -> usize {
         self.bytes.len()
     }
 
     /// Never back, and never behind the end.
+    #[inline]
     pub(crate) fn go_on_at(&mut self, at: usize) {
         self.at = at.clamp(self.at, self.bytes.len());
     }
@@ -45,25 +50,26 @@ impl<'a> Cursor<'a> {
         Ok(range)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
         let array = self.rest().first_chunk::<N>().ok_or("the mutation ends early")?;
         self.at += N;
         Ok(*array)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn u8(&mut self) -> Result<u8, Fault> {
         self.array().map(|[byte]| byte)
     }
 
     /// Cassandra's unsigned vint: as many extra bytes as the first byte has leading ones.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn uvint(&mut self) -> Result<u64, Fault> {
         let first = self.u8()?;
         if first < 0x80 { Ok(u64::from(first)) } else { self.long_uvint(first) }
     }
 
+    #[inline(never)]
     fn long_uvint(&mut self, first: u8) -> Result<u64, Fault> {
         let extra = first.leading_ones() as usize;
         let high = if extra >= 7 { 0 } else { u64::from(first & (0xff >> extra)) };

@@ -98,7 +98,7 @@ impl Decoder {
         let payload = payload.into();
         let mut cursor = payload.cursor();
         let mut current = None;
-        let decoded = self.mutation(format, payload.whole, &mut cursor, at, schemas, captured, out, &mut current);
+        let decoded = self.mutation(format, payload.whole, &mut cursor, &at, schemas, captured, out, &mut current);
         decoded.map_err(|stop| {
             out.truncate(before);
             let name = current.and_then(|id| schemas.table(id)).map(|table| table.full_name());
@@ -118,7 +118,7 @@ impl Decoder {
         format: Format,
         whole: &'a Bytes,
         cursor: &mut Cursor<'a>,
-        at: Provenance,
+        at: &Provenance,
         schemas: &impl Schemas,
         captured: &impl Fn(&TableSchema) -> bool,
         out: &mut Vec<Change>,
@@ -203,7 +203,7 @@ struct Changes<'a, const KEEP: bool> {
     whole: &'a Bytes,
     table: &'a Arc<TableSchema>,
     partition_key: Range<usize>,
-    at: Provenance,
+    at: &'a Provenance,
     out: &'a mut Vec<Change>,
 }
 
@@ -211,13 +211,23 @@ impl<const KEEP: bool> Changes<'_, KEEP> {
     #[inline]
     fn push(&mut self, body: ChangeBody) {
         if KEEP {
-            let partition_key = ValueBytes::of(self.whole, self.partition_key.clone());
-            self.out.push(Change { table: Arc::clone(self.table), partition_key, body, provenance: self.at });
+            self.add(body);
         }
     }
 
+    /// The key is written to where it stays: to load as words what was just stored in smaller parts makes the processor
+    /// wait.
+    #[inline(always)]
+    fn add(&mut self, body: ChangeBody) -> Option<&mut ChangeBody> {
+        let table = Arc::clone(self.table);
+        self.out.push(Change { table, partition_key: ValueBytes::EMPTY, body, provenance: *self.at });
+        let change = self.out.last_mut()?;
+        change.partition_key.set(self.whole, self.partition_key.clone());
+        Some(&mut change.body)
+    }
+
     /// A row, the static one if it has no clustering, that is read to where it stays, and left out if it says nothing.
-    #[inline]
+    #[inline(always)]
     fn row(
         &mut self,
         clustering: Option<Clustering>,
@@ -226,11 +236,11 @@ impl<const KEEP: bool> Changes<'_, KEEP> {
         if !KEEP {
             return read(&mut RowState::default());
         }
-        self.push(match clustering {
-            Some(clustering) => ChangeBody::Row { clustering, row: RowState::default() },
-            None => ChangeBody::Static(RowState::default()),
-        });
-        if let Some(Change { body: ChangeBody::Row { row, .. } | ChangeBody::Static(row), .. }) = self.out.last_mut() {
+        let body = match clustering {
+            Some(clustering) => self.add(ChangeBody::Row { clustering, row: RowState::default() }),
+            None => self.add(ChangeBody::Static(RowState::default())),
+        };
+        if let Some(ChangeBody::Row { row, .. } | ChangeBody::Static(row)) = body {
             read(row)?;
             if row.is_empty() {
                 self.out.pop();
@@ -257,7 +267,7 @@ impl<'a, const KEEP: bool> Update<'a, '_, KEEP> {
         format: Format,
         whole: &'a Bytes,
         cursor: &mut Cursor<'a>,
-        at: Provenance,
+        at: &Provenance,
         layout: &mut Layout,
         missing: &mut Vec<u64>,
         out: &mut Vec<Change>,

@@ -121,8 +121,10 @@ impl Input {
         }
         let wanted = length.max(self.next_chunk);
         self.next_chunk = (self.next_chunk * 4).min(CHUNK_MAX);
+        let old = std::mem::take(&mut self.chunk);
+        self.chunk_at = u64::MAX;
         self.chunk = match &self.held {
-            None => self.read(at, wanted)?,
+            None => self.read_into(emptied(old), at, wanted)?,
             Some((start, plain)) => piece(plain, at.saturating_sub(*start), wanted),
         };
         self.chunk_at = at;
@@ -137,13 +139,21 @@ impl Input {
 
     /// Up to `length` of the file's bytes at `at`, fewer at the end of it.
     pub(crate) fn read(&self, at: u64, length: u64) -> Result<Bytes, ReadError> {
-        self.file_bytes(at, length.min(self.length.saturating_sub(at))).map(Bytes::from)
+        self.read_into(Vec::new(), at, length)
+    }
+
+    fn read_into(&self, chunk: Vec<u8>, at: u64, length: u64) -> Result<Bytes, ReadError> {
+        self.fill(chunk, at, length.min(self.length.saturating_sub(at))).map(Bytes::from)
     }
 
     /// So many of the file's bytes at `at`, fewer if it has become shorter.
     pub(crate) fn file_bytes(&self, at: u64, length: u64) -> Result<Vec<u8>, ReadError> {
+        self.fill(Vec::new(), at, length)
+    }
+
+    fn fill(&self, mut chunk: Vec<u8>, at: u64, length: u64) -> Result<Vec<u8>, ReadError> {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let mut chunk: Vec<u8> = Vec::with_capacity(length);
+        chunk.reserve_exact(length);
         while chunk.len() < length {
             let from = at + chunk.len() as u64;
             match rustix::io::pread(&self.file, rustix::buffer::spare_capacity(&mut chunk), from) {
@@ -199,6 +209,16 @@ impl Input {
     fn failed(&self, source: io::Error) -> ReadError {
         ReadError::Io { path: self.path.clone(), source }
     }
+}
+
+/// The memory of a chunk of which nobody holds a part: it is in the cache still, and new memory is cleared first. Not that
+/// of a long entry, which would be kept for good.
+fn emptied(mut chunk: Bytes) -> Vec<u8> {
+    if !chunk.is_unique() || chunk.len() as u64 > CHUNK_MAX {
+        return Vec::new();
+    }
+    chunk.clear();
+    chunk.into()
 }
 
 /// A copy, so that an entry that is kept does not keep a whole section; unless that is small.

@@ -15,6 +15,7 @@ pub struct Payload<'a> {
 impl<'a> Payload<'a> {
     /// # Panics
     /// If the range is not within `whole`.
+    #[inline]
     pub(crate) fn new(whole: &'a Bytes, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= whole.len());
         Self { whole, start: range.start, end: range.end }
@@ -26,6 +27,7 @@ impl<'a> Payload<'a> {
     }
 
     /// Its ranges are of `whole`.
+    #[inline]
     pub(crate) fn cursor(&self) -> Cursor<'a> {
         Cursor::within(&self.whole[..self.end], self.start)
     }

@@ -485,6 +485,7 @@ impl SegmentReader {
 
     /// Judges the bytes at `at`, of a section that ends at `end`. Bytes that fail were read after this call began, or
     /// since [`Input::forget`].
+    #[inline(always)]
     fn entry_at(&mut self, at: u64, end: u64) -> Result<Entry, ReadError> {
         let entry = self.check_entry(at, end)?;
         let believed = matches!(entry, Entry::Whole { .. } | Entry::TooLarge { .. });
@@ -492,9 +493,16 @@ impl SegmentReader {
             return Ok(entry);
         }
         self.input.forget();
+        self.check_entry_again(at, end)
+    }
+
+    /// Apart from the first look, which is inlined where entries are read.
+    #[cold]
+    fn check_entry_again(&mut self, at: u64, end: u64) -> Result<Entry, ReadError> {
         self.check_entry(at, end)
     }
 
+    #[inline(always)]
     fn check_entry(&mut self, at: u64, end: u64) -> Result<Entry, ReadError> {
         let Some(head) = self.input.bytes(at, MARKER)? else { return Ok(Entry::Nothing) };
         let head = self.input.chunk[head].first_chunk::<8>().copied().unwrap_or_default();
