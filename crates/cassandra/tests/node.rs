@@ -1,9 +1,9 @@
 //! Against a real node: what it says about itself, and its schema.
 
 use cdc_cassandra::checks::{Wanted, node_faults, table_faults};
-use cdc_cassandra::{Cassandra, CassandraConfig, CassandraError};
+use cdc_cassandra::{Cassandra, CassandraConfig, CassandraError, ClusterReader, Consistency, Fields};
 use cdc_commitlog::SchemaHistory;
-use cdc_model::{Column, ColumnKind, CqlType, TableSchema};
+use cdc_model::{Column, ColumnKind, ColumnState, CqlType, RowState, TableSchema, TokenRange, WriteTime};
 use cdc_runtime::Lifecycle;
 
 const STATEMENTS: [&str; 13] = [
@@ -124,6 +124,39 @@ async fn a_node_tells_its_identity_settings_and_the_schema_of_every_table() -> a
     changed.sort();
     assert_eq!(changed, ["k.users"]);
     assert!(table_faults(&wanted[2..3], &node.load_schema().await?).is_empty());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_tells_no_times_of_elements_is_read_without_them() -> anyhow::Result<()> {
+    let server = tokio::task::spawn_blocking(|| cdc_testkit::Cassandra::builder().version("4.0").start()).await??;
+    let config = CassandraConfig::new(server.node(0).address());
+    let node = Cassandra::connect_when_ready(&config, &Lifecycle::new()).await.expect("nothing stops it");
+    for statement in [
+        STATEMENTS[0],
+        "create table k.tagged (id int, at int, name text, tags set<text>, primary key (id, at))",
+        "insert into k.tagged (id, at, name, tags) values (1, 2, 'one', {'a', 'b'}) using timestamp 1000",
+    ] {
+        node.session().query_unpaged(statement, ()).await?;
+    }
+    let schema = node.load_schema().await?.into_iter().find(|table| table.full_name() == "k.tagged");
+    let reader = ClusterReader::connect(&config).await?;
+    let table = reader.table(schema.expect("the table").into(), Fields::All, Consistency::One).await?;
+    let (mut keys, mut rows) = (Vec::new(), Vec::new());
+    let take = |key, row| {
+        keys.push(key);
+        rows.push(row);
+    };
+    table.scan(TokenRange::RING, |_| true, take).await?;
+    let looked: Vec<Option<RowState>> =
+        table.rows(&keys, true).await.into_iter().map(|row| row.expect("it can be read")).collect();
+    assert_eq!(looked, [Some(rows[0].clone())]);
+    let [(_, ColumnState::Simple(name)), (_, ColumnState::Complex(tags))] = &rows[0].columns[..] else {
+        panic!("{rows:?}")
+    };
+    assert_eq!((name.time, name.value.bytes()), (WriteTime(1000), &b"one"[..]));
+    let tags: Vec<(&[u8], WriteTime)> = tags.cells.iter().map(|(path, cell)| (&path[..], cell.time)).collect();
+    assert_eq!(tags, [(&b"a"[..], WriteTime::NONE), (b"b", WriteTime::NONE)]);
     Ok(())
 }
 
