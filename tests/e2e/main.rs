@@ -10,4 +10,5 @@ mod pipeline;
 mod reconcile;
 mod reconciler_api;
 mod scaling;
+mod snapshots;
 mod truncates;

@@ -233,17 +233,25 @@ impl Process {
         eventually(&format!("{} ends\n{log}", self.role), deadline, || self.child.try_wait()?.context("it still runs"))
     }
 
+    pub(crate) fn config(&self) -> &Path {
+        &self.config
+    }
+
     /// What the admin port answers.
     pub(crate) fn status(&self) -> anyhow::Result<serde_json::Value> {
+        Ok(serde_json::from_str(&self.ask("/status")?)?)
+    }
+
+    pub(crate) fn ask(&self, path: &str) -> anyhow::Result<String> {
         let port = fs::read_to_string(self.config.with_extension("port")).context("no port file yet")?;
         let mut stream = TcpStream::connect(("127.0.0.1", port.trim().parse()?))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET /status HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").context("half an answer")?;
         ensure!(head.contains(" 200 "), "{head}");
-        Ok(serde_json::from_str(body)?)
+        Ok(body.to_owned())
     }
 
     /// Waits until the agent has read and made durable all there is.

@@ -12,6 +12,6 @@ mod settings;
 pub use config::CassandraConfig;
 pub use error::CassandraError;
 pub use mark::{MarkError, MarkTable, MarkedNode, Marks};
-pub use read::{ClusterReader, Consistency, Fields, TableReader, Unread};
-pub use session::Cassandra;
+pub use read::{ClusterReader, Consistency, Fields, Page, Pages, TableReader, Unread};
+pub use session::{Cassandra, Ring, TableStanding};
 pub use settings::Settings;

@@ -27,6 +27,10 @@ use scylla::statement::prepared::PreparedStatement;
 
 use crate::{CassandraConfig, CassandraError};
 
+mod pages;
+
+pub use pages::{Page, Pages};
+
 /// Rows of a page; a page that fails is asked for again with a quarter of them.
 const PAGE_ROWS: i32 = 2_000;
 const ATTEMPTS: u32 = 4;
@@ -102,8 +106,12 @@ impl ClusterReader {
                 .build()
                 .await
                 .map_err(|source| CassandraError::Connect { contact_point, source: Box::new(source) })?;
-            Ok(Self { session: Arc::new(session) })
+            Ok(Self::of(Arc::new(session)))
         })
+    }
+
+    pub(crate) fn of(session: Arc<Session>) -> Self {
+        Self { session }
     }
 
     /// Prepares what it takes to read a table: its ranges at `consistency`, its rows as they are asked for.
@@ -119,9 +127,7 @@ impl ClusterReader {
         Box::pin(async move {
             // 5.0 and later tell the times of elements; older ones refuse to prepare the question.
             match self.prepare(&schema, fields, consistency, true).await {
-                Err(CassandraError::Query { source, .. }) if is_invalid(&*source) => {
-                    self.prepare(&schema, fields, consistency, false).await
-                }
+                Err(error) if error.is_refused() => self.prepare(&schema, fields, consistency, false).await,
                 result => result,
             }
         })
@@ -204,7 +210,13 @@ impl ClusterReader {
     }
 }
 
-/// Whether Cassandra has understood a statement and refused it, which is no failure that passes.
+impl CassandraError {
+    /// Whether Cassandra has understood a statement and refused it, which is no failure that passes.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Query { source, .. } if is_invalid(&**source))
+    }
+}
+
 fn is_invalid(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
     let Some(PrepareError::AllAttemptsFailed { first_attempt }) = error.downcast_ref() else { return false };
     matches!(first_attempt, RequestAttemptError::DbError(DbError::Invalid, _))
@@ -222,53 +234,10 @@ impl TableReader {
         mut go_on: impl FnMut(usize) -> bool,
         mut take: impl FnMut(RowKey, RowState),
     ) -> Result<(), CassandraError> {
-        let mut statement = self.pass.statement.clone();
-        let mut state = PagingState::start();
-        let mut attempt = 0;
-        // Of the partition that goes on with the next page.
-        let mut last = ValueBytes::EMPTY;
-        let mut is_first = true;
+        let mut pages = self.pages(range);
         loop {
-            let page = self.session.execute_single_page(&statement, (range.start, range.end), state.clone()).await;
-            let (page, next) = match page {
-                Ok(page) => page,
-                Err(_) if attempt + 1 < ATTEMPTS => {
-                    attempt += 1;
-                    statement.set_page_size((PAGE_ROWS >> (2 * attempt)).max(1));
-                    tokio::time::sleep(PAUSE * attempt).await;
-                    continue;
-                }
-                Err(error) => return Err(failed(error)),
-            };
-            attempt = 0;
-            let rows = page.into_rows_result().map_err(failed)?;
-            let now = now();
-            let mut count = 0;
-            for row in rows.rows::<RawRow<'_>>().map_err(failed)? {
-                let RawRow(values) = row.map_err(failed)?;
-                let key = self.pass.partition(&values);
-                let is_new = is_first || key != last;
-                let (row, fixed) = self.pass.states(&values, now, is_new);
-                if is_new {
-                    is_first = false;
-                    last = key.clone();
-                    if let Some(fixed) = fixed {
-                        take(RowKey { partition: key.clone(), clustering: None }, fixed);
-                    }
-                }
-                if let Some(clustering) = self.pass.clustering(&self.schema, &values) {
-                    count += 1;
-                    take(RowKey { partition: key, clustering: Some(clustering) }, row);
-                }
-            }
-            match next.into_paging_control_flow() {
-                std::ops::ControlFlow::Break(()) => {
-                    go_on(count);
-                    return Ok(());
-                }
-                std::ops::ControlFlow::Continue(next) => state = next,
-            }
-            if !go_on(count) {
+            let page = pages.next(&mut take).await?;
+            if !go_on(page.rows) || page.is_last {
                 return Ok(());
             }
         }
@@ -459,7 +428,11 @@ fn int(bytes: &[u8]) -> Option<i32> {
 }
 
 fn now() -> LocalTime {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    seconds(SystemTime::now())
+}
+
+fn seconds(time: SystemTime) -> LocalTime {
+    let elapsed = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     LocalTime(i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX - 1))
 }
 

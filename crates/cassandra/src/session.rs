@@ -18,10 +18,21 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::settings::Settings;
-use crate::{CassandraConfig, CassandraError, schema};
+use crate::{CassandraConfig, CassandraError, ClusterReader, schema};
 
 /// Between attempts of [`Cassandra::connect_when_ready`]: a node takes tens of seconds to start.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What can change about a table while it is read, as the node connected to knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TableStanding {
+    pub schema_version: Uuid,
+    /// The last one.
+    pub truncation: Option<Truncation>,
+}
+
+/// Nodes and their tokens.
+pub type Ring = Vec<(NodeId, Vec<i64>)>;
 
 /// Truncations by table, as `system.local` holds them.
 type Records = HashMap<Uuid, Vec<u8>>;
@@ -187,6 +198,40 @@ impl Cassandra {
                 Some((NodeId(id?), SocketAddr::new(address?, u16::try_from(port?).ok()?)))
             };
             Ok(peers.into_iter().filter_map(peer).collect())
+        })
+    }
+
+    /// Reads tables with this node as coordinator, so that `LOCAL_QUORUM` is of its data centre.
+    pub fn reader(&self) -> ClusterReader {
+        ClusterReader::of(Arc::clone(&self.session))
+    }
+
+    /// The tokens of all nodes, as this one knows them.
+    ///
+    /// # Errors
+    /// If the node does not answer.
+    pub fn ring(&self) -> BoxFuture<'_, Result<Ring, CassandraError>> {
+        Box::pin(async move {
+            let local = "select host_id, tokens from system.local";
+            let peers = "select host_id, tokens from system.peers_v2";
+            let mut nodes: Vec<(Option<Uuid>, Option<Vec<String>>)> = self.rows("system.local", local).await?;
+            nodes.extend(self.rows("system.peers_v2", peers).await?);
+            let tokens = |texts: Option<Vec<String>>| texts.into_iter().flatten().filter_map(|text| text.parse().ok());
+            Ok(nodes.into_iter().filter_map(|(id, texts)| Some((NodeId(id?), tokens(texts).collect()))).collect())
+        })
+    }
+
+    /// # Errors
+    /// If the node does not answer.
+    pub fn standing(&self, table: TableId) -> BoxFuture<'_, Result<TableStanding, CassandraError>> {
+        Box::pin(async move {
+            let query = "select schema_version, truncated_at from system.local";
+            let rows: Vec<(Uuid, Option<Records>)> = self.rows("system.local", query).await?;
+            let row = rows.into_iter().next().ok_or(CassandraError::NoRow { table: "system.local" })?;
+            let (schema_version, records) = row;
+            let record = records.and_then(|mut records| records.remove(&table.0));
+            let truncation = record.and_then(|record| Truncation::parse(table, &record));
+            Ok(TableStanding { schema_version, truncation })
         })
     }
 

@@ -13,6 +13,7 @@ use crate::demo::DemoArgs;
 use crate::dlq::{self, DlqCommand};
 use crate::log::{self, LogCommand};
 use crate::reconcile::{self, ReconcileCommand};
+use crate::snapshot::{self, SnapshotCommand};
 
 /// Change data capture from Apache Cassandra into PostgreSQL.
 #[derive(Parser, Debug)]
@@ -32,6 +33,7 @@ Examples:
   cdc run cdc.yaml              replicate, in one process beside the Cassandra node
   cdc status                    what that process is doing
   cdc barrier cdc.yaml          wait until everything written before is there
+  cdc snapshot start cdc.yaml --table shop.orders --wait    copy the rows that were there before
   cdc dlq list cdc.yaml         what could not be applied, to be replayed
   cdc reconcile run cdc.yaml --table shop.orders    prove that both stores say the same
   cdc log dump SEGMENT          what stands in Cassandra's commit log
@@ -77,6 +79,9 @@ pub(crate) enum Command {
     /// Look at what could not be applied, replay it, or give it up
     #[command(subcommand, after_help = dlq::HELP)]
     Dlq(DlqCommand),
+    /// Copy rows that were there before the capture began
+    #[command(subcommand, after_help = snapshot::HELP)]
+    Snapshot(SnapshotCommand),
     /// Compare both stores while they are written
     #[command(subcommand, after_help = reconcile::HELP)]
     Reconcile(ReconcileCommand),

@@ -10,6 +10,7 @@ mod log;
 mod reconcile;
 mod report;
 mod role;
+mod snapshot;
 mod status;
 mod validate;
 
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Log(command) => log::run(&command),
         Command::Barrier(args) => barrier::run(&args),
         Command::Dlq(command) => dlq::run(&command),
+        Command::Snapshot(command) => snapshot::run(&command),
         Command::Reconcile(command) => reconcile::run(&command),
         Command::Demo(args) => demo::run(args),
     };

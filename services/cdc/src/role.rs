@@ -7,7 +7,8 @@ use cdc_cassandra::checks::Wanted;
 use cdc_kafka::{KafkaError, Publisher};
 use cdc_postgres::{Disposition, PostgresConfig, TargetError};
 use cdc_reconciler::service::{self, Settings};
-use cdc_runtime::{Lifecycle, Refusal, admin, telemetry};
+use cdc_runtime::admin::{self, AdminConfig, AdminError};
+use cdc_runtime::{Lifecycle, Refusal, telemetry};
 use cdc_sink::{SinkError, SinkMetrics};
 use cdc_source::{Outlet, SourceError, SourceMetrics};
 use tracing::info;
@@ -30,7 +31,7 @@ async fn start(role: Role, config: Config, lifecycle: Lifecycle) -> anyhow::Resu
     }
     let Config { cassandra, source, kafka, postgres, sink, admin, .. } = config;
     let report = Arc::new(ProcessReport::new(role, kafka.is_some()));
-    admin::serve(&admin, role.admin_port(), report.clone(), &lifecycle).await?;
+    answer(role, &admin, &report, &lifecycle).await?;
 
     if let Some(((source, cassandra), metrics)) = source.zip(cassandra).zip(report.source.clone()) {
         let sink_metrics = report.sink.clone().unwrap_or_default();
@@ -48,6 +49,26 @@ async fn start(role: Role, config: Config, lifecycle: Lifecycle) -> anyhow::Resu
     if let Some(((kafka, postgres), metrics)) = kafka.zip(postgres).zip(report.sink.clone()) {
         lifecycle.spawn("sink", run_sink(sink, kafka, postgres, metrics, lifecycle.clone()));
     }
+    Ok(())
+}
+
+/// The admin server; an agent's takes snapshots, too.
+async fn answer(
+    role: Role,
+    admin: &AdminConfig,
+    report: &Arc<ProcessReport>,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<()> {
+    let mut router = admin::router(report.clone());
+    if let Some(source) = &report.source {
+        router = router.merge(Arc::clone(source.snapshots()).router());
+    }
+    // Nothing asks who is asking.
+    if let Some(fault) = admin.validate().into_iter().next() {
+        return Err(AdminError::NotLoopback(fault).into());
+    }
+    let address = admin.address(role.admin_port());
+    admin::answer("admin", address, admin.port_file.as_deref(), router, lifecycle).await?;
     Ok(())
 }
 

@@ -32,7 +32,7 @@ pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     Ok(Exit::Success.into())
 }
 
-fn address(args: &StatusArgs) -> anyhow::Result<SocketAddr> {
+pub(crate) fn address(args: &StatusArgs) -> anyhow::Result<SocketAddr> {
     let Some(url) = &args.url else {
         let Some(file) = &args.config else { return Ok(admin::AdminConfig::default().address(Role::Run.admin_port())) };
         let config = Config::load(file, None)?;

@@ -7,6 +7,8 @@ use cdc_commitlog::{CaptureMode, Keystore, KeystoreError};
 use cdc_runtime::Secret;
 use serde::{Deserialize, Serialize};
 
+use crate::SnapshotConfig;
+
 /// Poll interval while the log is idle: small against the commit a change costs later, and a few percent of a core.
 const POLL_INTERVAL_US: u64 = 1_000;
 /// Changes between capture and channel. One batch is a sixteenth of it. More drains a backlog no faster, and with this
@@ -40,6 +42,9 @@ pub struct SourceConfig {
     /// Of an encrypted commit log.
     #[serde(default)]
     pub keystore: Option<KeystoreConfig>,
+    /// How rows are copied that were there before.
+    #[serde(default)]
+    pub snapshot: SnapshotConfig,
 }
 
 /// The keystore in `transparent_data_encryption_options` of the node's `cassandra.yaml`: JCEKS or PKCS#12.
@@ -83,6 +88,7 @@ impl SourceConfig {
             memory_bytes: MEMORY_BYTES,
             barrier_table: barrier_table(),
             keystore: None,
+            snapshot: SnapshotConfig::default(),
         }
     }
 
@@ -115,6 +121,7 @@ impl SourceConfig {
         if self.memory_bytes < MIN_MEMORY_BYTES {
             faults.push(format!("source.memory_bytes is {}: use at least {MIN_MEMORY_BYTES}", self.memory_bytes));
         }
+        faults.extend(self.snapshot.validate());
         faults
     }
 }

@@ -50,6 +50,14 @@ pub(crate) struct Batch {
     pub(crate) markers: Vec<Marker>,
 }
 
+impl Batch {
+    /// Rows of a snapshot, which move no position.
+    pub(crate) fn copied(changes: Vec<Change>, offsets: Offsets) -> Self {
+        let (truncations, finished, markers) = (Vec::new(), Vec::new(), Vec::new());
+        Self { sequence: 0, changes, truncations, offsets, finished, markers }
+    }
+}
+
 /// The agent is stopping, or what is behind it has.
 #[derive(Debug)]
 pub(crate) struct Halted;

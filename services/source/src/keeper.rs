@@ -14,7 +14,7 @@ use std::{
 
 use cdc_commitlog::{list_segments, read_index};
 use cdc_model::SegmentId;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     SourceError, SourceMetrics,
@@ -30,9 +30,16 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A batch on its way, without its changes.
 pub(crate) struct Note {
+    /// Counts up from 1 with what is sent.
     pub(crate) sequence: u64,
-    pub(crate) offsets: Offsets,
-    pub(crate) finished: Vec<SegmentId>,
+    pub(crate) of: Of,
+}
+
+pub(crate) enum Of {
+    /// The position moves to the offsets.
+    Log { captured: u64, offsets: Offsets, finished: Vec<SegmentId> },
+    /// Somebody waits for it.
+    Snapshot(oneshot::Sender<()>),
 }
 
 pub(crate) struct Keeper {
@@ -70,11 +77,17 @@ impl Keeper {
             let upto = durable.sequence();
             let mut any_finished = false;
             while let Some(note) = pending.pop_front_if(|note| note.sequence <= upto) {
-                self.metrics.acknowledged(note.sequence, &note.offsets);
-                any_finished |= !note.finished.is_empty();
-                note.finished.into_iter().for_each(|segment| self.position.finished.insert(segment));
-                self.position.offsets = note.offsets;
-                dirty = true;
+                match note.of {
+                    Of::Log { captured, offsets, finished } => {
+                        self.metrics.acknowledged(captured, &offsets);
+                        any_finished |= !finished.is_empty();
+                        finished.into_iter().for_each(|segment| self.position.finished.insert(segment));
+                        self.position.offsets = offsets;
+                        dirty = true;
+                    }
+                    // Who waited may have been cancelled.
+                    Of::Snapshot(durable) => drop(durable.send(())),
+                }
             }
             let done = !open && pending.is_empty();
             let write = dirty && (done || any_finished || written.elapsed() >= PERSIST_INTERVAL);

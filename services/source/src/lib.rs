@@ -3,7 +3,7 @@
 //! ```text
 //! capture thread ──batches──► delivery ──► Kafka, PostgreSQL or a channel
 //!                                │                    │ durable
-//!                                └──notes──► keeper ◄─┘──► position file ──► deletion of segments
+//!                 snapshots ──────┘└──notes──► keeper ◄─┘──► position file ──► deletion of segments
 //! ```
 //!
 //! Every queue is bounded, so a channel that does not take more stops the reading and nothing else. Stopping goes in
@@ -22,6 +22,7 @@ mod quarantine;
 mod schema;
 mod schema_store;
 mod segment;
+mod snapshot;
 mod start;
 mod state_file;
 mod truncation;
@@ -40,11 +41,16 @@ pub use position::{Offsets, OffsetsError};
 pub use position_file::PositionFileError;
 pub use quarantine::QuarantineError;
 pub use schema_store::SchemaStoreError;
+pub use snapshot::{
+    Cause, ReadConsistency, SnapshotConfig, SnapshotError, SnapshotRanges, SnapshotRequest, SnapshotStart,
+    SnapshotStatus, Snapshots, State as SnapshotState,
+};
 
 use crate::{
     intake::Batch,
-    keeper::Note,
+    keeper::{Note, Of},
     outlet::Delivery,
+    snapshot::SnapshotPage,
     start::{Started, start},
 };
 
@@ -53,6 +59,8 @@ use crate::{
 const BATCHES: usize = 8;
 /// Batches sent and not yet durable are bounded by the outlet; this only lets the keeper write its file meanwhile.
 const NOTES: usize = 4096;
+/// Pages of snapshots that wait for the stream to have nothing; each reader waits for its own.
+const PAGES: usize = 1;
 
 /// Runs the agent until `lifecycle` stops it. Waits for Cassandra, and in Kafka mode for Kafka, as long as it takes.
 ///
@@ -71,15 +79,17 @@ pub fn run(
         let hard = lifecycle.hard().clone();
         let agent = async {
             let (outbox, batches) = mpsc::channel(BATCHES);
-            let starting = start(&config, &cassandra, outlet, &metrics, &lifecycle, outbox);
+            let (pages, copied) = mpsc::channel(PAGES);
+            let starting = start(&config, &cassandra, outlet, &metrics, &lifecycle, (outbox, pages));
             let started = tokio::select! {
                 started = starting => started?,
                 () = lifecycle.soft().cancelled() => return Ok(()),
             };
             let Some(Started { capture, delivery, durable, keeper }) = started else { return Ok(()) };
             lifecycle.spawn_thread("source capture", move |_| capture().run()).map_err(SourceError::Thread)?;
+            lifecycle.spawn("source snapshots", Arc::clone(metrics.snapshots()).work(lifecycle.clone()));
             let (notes, noted) = mpsc::channel(NOTES);
-            let delivering = deliver(batches, delivery, notes, &metrics);
+            let delivering = deliver(batches, copied, delivery, notes, &metrics, keeper.position.offsets.clone());
             tokio::try_join!(delivering, keeper.run(noted, durable)).map(|_| ())
         };
         // At a hard stop what was not durable is read again after the next start.
@@ -87,24 +97,34 @@ pub fn run(
     })
 }
 
-/// Until the capture has ended and everything of it is sent.
+/// Until the capture has ended and everything of it is sent. What is copied is sent only while nothing else is there, and
+/// repeats the position of what was sent last, `offsets` in the beginning.
 async fn deliver(
     mut batches: mpsc::Receiver<Batch>,
+    mut pages: mpsc::Receiver<SnapshotPage>,
     mut delivery: Delivery,
     notes: mpsc::Sender<Note>,
     metrics: &SourceMetrics,
+    mut offsets: Offsets,
 ) -> Result<(), SourceError> {
-    while let Some(mut batch) = batches.recv().await {
-        let note = Note {
-            sequence: batch.sequence,
-            offsets: batch.offsets.clone(),
-            finished: std::mem::take(&mut batch.finished),
+    // Of what is sent; the capture's own numbers have gaps then.
+    for sequence in 1.. {
+        let (batch, of) = tokio::select! {
+            biased;
+            batch = batches.recv() => {
+                let Some(mut batch) = batch else { break };
+                offsets.clone_from(&batch.offsets);
+                // Before the acknowledgement can come.
+                metrics.sent(&offsets);
+                let (captured, finished) = (batch.sequence, std::mem::take(&mut batch.finished));
+                (Batch { sequence, ..batch }, Of::Log { captured, offsets: offsets.clone(), finished })
+            }
+            Some(page) = pages.recv() => {
+                (Batch { sequence, ..Batch::copied(page.changes, offsets.clone()) }, Of::Snapshot(page.durable))
+            }
         };
-        let offsets = batch.offsets.clone();
-        // Before the acknowledgement can come.
-        metrics.sent(&offsets);
         delivery.send(batch).await?;
-        notes.send(note).await.map_err(|_| SourceError::OutletClosed)?;
+        notes.send(Note { sequence, of }).await.map_err(|_| SourceError::OutletClosed)?;
     }
     Ok(())
 }

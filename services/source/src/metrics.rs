@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Instant,
@@ -12,7 +12,11 @@ use cdc_commitlog::CaptureMode;
 use cdc_model::{Progress, SegmentPosition};
 use serde::Serialize;
 
-use crate::{intake::Batch, position::Offsets};
+use crate::{
+    intake::Batch,
+    position::Offsets,
+    snapshot::{SnapshotStatus, Snapshots},
+};
 
 /// Shared by the parts of a running agent and whoever shows its state.
 #[derive(Default, Debug)]
@@ -42,6 +46,7 @@ pub struct SourceMetrics {
     durable: AtomicU64,
     behind: AtomicBool,
     state: Mutex<State>,
+    snapshots: Arc<Snapshots>,
 }
 
 #[derive(Default, Debug)]
@@ -79,9 +84,16 @@ pub struct SourceStatus {
     pub sent: Option<String>,
     pub durable: Option<String>,
     pub persisted: Option<String>,
+    /// Those that wait or run.
+    pub snapshots: Vec<SnapshotStatus>,
 }
 
 impl SourceMetrics {
+    /// Asked for through the admin server, too.
+    pub fn snapshots(&self) -> &Arc<Snapshots> {
+        &self.snapshots
+    }
+
     /// Cheap enough to be polled.
     pub fn status(&self) -> SourceStatus {
         // Durable first: a batch captured between the two looks must not seem durable.
@@ -112,6 +124,7 @@ impl SourceMetrics {
             sent: position(Progress::sent),
             durable: position(Progress::durable),
             persisted: position(Progress::reclaimable),
+            snapshots: self.snapshots.unfinished(),
         }
     }
 
@@ -171,7 +184,7 @@ impl SourceMetrics {
                 float(status.deleted_segments),
             ),
         ];
-        for (name, kind, help, value) in metrics {
+        for (name, kind, help, value) in metrics.into_iter().chain(self.snapshots.metrics()) {
             writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}")
                 .expect("writing to a String does not fail");
         }

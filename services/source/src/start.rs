@@ -29,6 +29,7 @@ use crate::{
     quarantine::Quarantine,
     schema::{SchemaSource, Schemas},
     schema_store::SchemaStore,
+    snapshot::{Agent, SnapshotPage},
     truncation::Truncations,
 };
 
@@ -52,7 +53,7 @@ pub(crate) async fn start(
     outlet: Outlet,
     metrics: &Arc<SourceMetrics>,
     lifecycle: &Lifecycle,
-    outbox: mpsc::Sender<Batch>,
+    (outbox, pages): (mpsc::Sender<Batch>, mpsc::Sender<SnapshotPage>),
 ) -> Result<Option<Started>, SourceError> {
     let mut faults = config.validate();
     faults.extend(cassandra.validate());
@@ -118,6 +119,13 @@ pub(crate) async fn start(
         let (directory, options) = (directory.clone(), read_options.clone());
         Truncations::open(&config.state_directory, node, directory, options, position.finished.clone())?
     };
+    metrics.snapshots().open(Agent {
+        cassandra: cassandra.clone(),
+        captured: captured.clone(),
+        config: config.snapshot.clone(),
+        state_directory: config.state_directory.clone(),
+        pages,
+    })?;
     let stop = lifecycle.soft().clone();
     let schemas = SchemaSource { cassandra, runtime: Handle::current(), stop: stop.clone() };
     let capture = {
