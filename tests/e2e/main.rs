@@ -9,6 +9,7 @@ mod operator;
 mod pipeline;
 mod reconcile;
 mod reconciler_api;
+mod reconciler_repair;
 mod scaling;
 mod snapshots;
 mod truncates;

@@ -1,4 +1,5 @@
-//! What reconcilers share in schema `_cdc`: jobs, what these found, replays of dead letters, and the audit log.
+//! What reconcilers share in schema `_cdc`: jobs, what these found, replays of dead letters, answers that were given, and the
+//! audit log.
 //!
 //! Each statement is checked against the migrations when this is compiled; CONTRIBUTING.md says how. Connections are
 //! others than those of the apply path, so neither can starve the other.
@@ -6,10 +7,13 @@
 //! A job or replay belongs to the process that holds its lease. A process that stops renewing it has lost it, and whatever
 //! it still writes about it is not taken.
 
+mod answers;
 mod jobs;
+mod lease;
 mod mismatches;
 mod replays;
 mod tables;
+mod wishes;
 
 use std::time::Duration;
 
@@ -20,10 +24,13 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-pub use jobs::{Cancelled, Claimed, Found, Gist, Job, JobFilter, JobKind, Lease, Requested, Wish};
+pub use answers::Answer;
+pub use jobs::{Job, JobFilter, JobKind, JobOptions, RANGES, RepairWish, Requested, Wish};
+pub use lease::{Claimed, Found, Gist, Lease};
 pub use mismatches::{Mismatch, MismatchFilter, Resolution};
 pub use replays::{ClaimedReplay, Replay, ReplayWish, Tally};
 pub use tables::TableState;
+pub use wishes::{Cancelled, Paused, Resumed};
 
 use crate::{PostgresConfig, TargetError, connect, error::Fault};
 

@@ -13,12 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::progress::{Progress, Stage};
 use crate::settle::{Settling, now};
-use crate::{Class, Coverage, Finding, Gap, Outcome, Repair, Repairs, Rows};
+use crate::{Class, Coverage, Finding, Gap, Outcome, Repair, RepairBounds, Repairs, Rows};
 
 /// The ring has 65,536 leaves.
 const SHIFT: u8 = 48;
-/// Parts of the ring that are read on their own, so that one that fails does not cost the others, and progress shows.
+/// Parts of the ring that are read on their own, so that one that fails does not cost the others, and progress shows; of a
+/// scope that is a share of it there are as many fewer, but for this many.
 const RANGES: u64 = 1_024;
+const RANGES_MIN: u64 = 16;
 /// Rows of PostgreSQL held at a time while leaves are read row by row; a single leaf may have more.
 const ROWS_AT_A_TIME: u64 = 200_000;
 /// Suspects that share barriers.
@@ -31,7 +33,7 @@ pub trait Pass: Send + Sync {
     fn pass<'a>(&'a self, table: &'a TableSchema) -> BoxFuture<'a, Result<(), String>>;
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Of the passes and of the first look at a suspect.
     pub consistency: Consistency,
@@ -41,11 +43,19 @@ pub struct Options {
     pub findings_max: usize,
     /// What is done about findings, if anything.
     pub repair: Option<Repair>,
+    /// What else bounds repairs.
+    pub bounds: RepairBounds,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { consistency: Consistency::LocalQuorum, parallel: 4, findings_max: 10_000, repair: None }
+        Self {
+            consistency: Consistency::LocalQuorum,
+            parallel: 4,
+            findings_max: 10_000,
+            repair: None,
+            bounds: RepairBounds::default(),
+        }
     }
 }
 
@@ -137,7 +147,7 @@ impl Reconciler {
                 repairs: None,
             };
             let (rows, unequal, misfits) = comparison.passes(self.options.parallel).await?;
-            comparison.repairs = self.options.repair.map(|repair| repair.of(rows));
+            comparison.repairs = self.options.repair.map(|repair| repair.of(rows, &self.options.bounds));
             comparison.rows(self, unequal, misfits).await?;
             Ok(comparison.outcome(began_at, began.elapsed(), rows))
         })
@@ -147,7 +157,7 @@ impl Reconciler {
 impl Comparison<'_> {
     /// Reads both stores whole. Returns leaves that differ with the rows they have, and rows PostgreSQL cannot hold.
     async fn passes(&mut self, parallel: usize) -> Result<(Rows, BTreeMap<i64, u64>, Vec<RowKey>), ReconcileError> {
-        let parts: Vec<TokenRange> = self.scope.range.parts(RANGES).collect();
+        let parts: Vec<TokenRange> = self.scope.range.parts(parts(self.scope.range)).collect();
         self.progress.begin(Stage::Passes, parts.len());
         let stored = async {
             let mut leaves = Leaves::new();
@@ -252,13 +262,14 @@ impl Comparison<'_> {
             Settling { reader: &self.reader, mirror: &self.mirror, barrier: &*reconciler.barrier, cancel: self.cancel };
         let mut settled = settling.settle(keys).await?;
         if let (Some(repair), Some(repairs)) = (reconciler.options.repair, &mut self.repairs) {
-            repair.carry_out(&settling, repairs, &mut settled.findings).await?;
+            repair.carry_out(&reconciler.options.bounds, &settling, repairs, &mut settled.findings).await?;
         }
         self.in_motion += settled.in_motion;
         self.progress.add_findings(settled.findings.iter().filter(|finding| finding.class.is_drift()).count());
         for finding in settled.findings {
             *self.classes.entry(finding.class).or_default() += 1;
-            if self.findings.len() < reconciler.options.findings_max {
+            // What was changed is told in any case.
+            if self.findings.len() < reconciler.options.findings_max || finding.repaired {
                 self.findings.push(finding);
             }
         }
@@ -383,6 +394,11 @@ fn add(open: &mut Option<(i64, Leaf)>, leaf: i64, row: Hashed, mut close: impl F
         close(known, sums);
     }
     open.get_or_insert_with(|| (leaf, Leaf::default())).1.add(row);
+}
+
+fn parts(range: TokenRange) -> u64 {
+    let share = u128::from(RANGES) * u128::from(range.width()) / u128::from(TokenRange::RING.width());
+    u64::try_from(share).unwrap_or(RANGES).max(RANGES_MIN)
 }
 
 fn is_in(range: TokenRange, token: i64) -> bool {

@@ -17,12 +17,12 @@
 
 use cdc_model::{ColumnState, LocalTime, RowState, WriteTime};
 use cdc_postgres::{Expected, Seen};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Seconds around an expiry in which the stores may differ: rounding to seconds, clocks, the sweeper, the time to read.
 pub(crate) const SLACK: i64 = 5;
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Class {
     MissingInPostgres,
@@ -42,6 +42,17 @@ pub enum Class {
 }
 
 impl Class {
+    pub const ALL: [Self; 8] = [
+        Self::MissingInPostgres,
+        Self::Extra,
+        Self::Stale,
+        Self::ValueDiffers,
+        Self::InDlq,
+        Self::ExpiredNotRemoved,
+        Self::TargetAhead,
+        Self::Unproven,
+    ];
+
     fn bit(self) -> u16 {
         1 << (self as u16)
     }

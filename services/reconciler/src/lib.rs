@@ -25,4 +25,4 @@ pub use judge::{Class, Classes};
 pub use outcome::{Coverage, Finding, Gap, Outcome, Repairs, Rows};
 pub use pipeline::PipelineBarrier;
 pub use progress::{Progress, Stage};
-pub use repair::Repair;
+pub use repair::{Repair, RepairBounds};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cdc_model::{RowKey, TokenRange};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Class;
 
@@ -31,7 +31,7 @@ pub struct Outcome {
     pub hash: &'static str,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct Repairs {
     pub dry_run: bool,
     /// Findings of the classes asked for.
@@ -60,7 +60,7 @@ pub struct Coverage {
 }
 
 /// Tokens of which nothing is proven, and why.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Gap {
     #[serde(flatten)]
     pub range: TokenRange,

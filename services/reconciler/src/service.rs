@@ -2,7 +2,8 @@
 //!
 //! - *API* ([`api`]): answers from PostgreSQL alone, over connections of its own, so it is there while a comparison runs, and
 //!   while Cassandra is not.
-//! - *Jobs* ([`work`]): one at a time in a process. Several processes share them: each is run by whoever has its lease.
+//! - *Jobs* ([`work`], [`job`]): one at a time in a process, and beside it one repair of a single row. Several processes share
+//!   them: each is run by whoever has its lease, part by part, and gone on with by another where it was left.
 //! - *Replays* ([`work`]) of dead letters that were asked for.
 //! - *Figures* ([`figures`]): what `/metrics` and `/status` tell, read again every few seconds, so that a restart shows the
 //!   same.
@@ -13,7 +14,10 @@ mod api;
 mod config;
 mod engine;
 mod figures;
+mod found;
+mod job;
 mod letters;
+mod watch;
 mod work;
 
 use std::sync::{Arc, OnceLock};
@@ -90,6 +94,7 @@ impl Answering {
         assert!(service.engine.set(engine).is_ok(), "a service begins to work once");
         lifecycle.spawn("figures", figures::keep(Arc::clone(&service), lifecycle.soft().clone()));
         lifecycle.spawn("jobs", work::jobs(Arc::clone(&service), lifecycle.soft().clone()));
+        lifecycle.spawn("repairs", work::repairs(Arc::clone(&service), lifecycle.soft().clone()));
         lifecycle.spawn("replays", work::replays(service, lifecycle.soft().clone()));
     }
 }

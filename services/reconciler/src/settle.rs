@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeSet,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    num::NonZeroUsize,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use cdc_cassandra::{TableReader, Unread};
@@ -84,8 +85,13 @@ impl Settling<'_> {
             let at_all = round > 1 || waits > 0;
             let keys: Vec<RowKey> = open.iter().map(|suspect| suspect.key.clone()).collect();
             let answers = self.reader.rows(&keys, at_all).await;
-            if let Err(error) = self.barrier.pass(self.mirror.schema()).await {
+            let passing = self.barrier.pass(self.mirror.schema());
+            if let Some(Err(error)) = self.cancel.run_until_cancelled(passing).await {
                 self.give_up(open, round, &format!("BARRIER_FAILED: {error}"), &mut settled);
+                return Ok(settled);
+            }
+            if self.cancel.is_cancelled() {
+                self.give_up(open, round, "CANCELLED", &mut settled);
                 return Ok(settled);
             }
             let seen = self.mirror.look(&keys).await?;
@@ -129,10 +135,36 @@ impl Settling<'_> {
     }
 
     /// Sets rows right, and says of which it is proven afterwards; `takes_ahead` of those PostgreSQL knows more of, too.
-    pub(crate) async fn mend(&self, keys: Vec<RowKey>, takes_ahead: bool) -> Result<BTreeSet<RowKey>, ReconcileError> {
+    pub(crate) async fn mend(
+        &self,
+        mut keys: Vec<RowKey>,
+        takes_ahead: bool,
+        rows_per_second: Option<NonZeroUsize>,
+    ) -> Result<BTreeSet<RowKey>, ReconcileError> {
+        let at_once = rows_per_second.map_or(keys.len(), NonZeroUsize::get);
+        let mut done = 0;
+        while done < keys.len() {
+            let end = keys.len().min(done.saturating_add(at_once));
+            let began = Instant::now();
+            self.replace(&keys[done..end], takes_ahead).await?;
+            done = end;
+            if done < keys.len() {
+                let rest = Duration::from_secs(1).saturating_sub(began.elapsed());
+                if self.cancel.run_until_cancelled(tokio::time::sleep(rest)).await.is_none() {
+                    keys.truncate(done);
+                }
+            }
+        }
+        // To the end, whoever wants it to stop: what was changed has to be told.
+        let to_the_end = CancellationToken::new();
+        Ok(Settling { cancel: &to_the_end, ..*self }.settle(keys).await?.equal)
+    }
+
+    /// Puts what Cassandra answers at `ALL` in the place of what PostgreSQL knows.
+    async fn replace(&self, keys: &[RowKey], takes_ahead: bool) -> Result<(), ReconcileError> {
         // In this order: what PostgreSQL knows some replica has answered with, unless it was lost there.
-        let seen = self.mirror.look(&keys).await?;
-        let answers = self.reader.rows(&keys, true).await;
+        let seen = self.mirror.look(keys).await?;
+        let answers = self.reader.rows(keys, true).await;
         let schema = self.mirror.schema();
         let is_list = |id| matches!(schema.column(id).ty, CqlType::List { .. });
         let mut rows = Vec::new();
@@ -149,7 +181,7 @@ impl Settling<'_> {
             rows.extend(state.map(|state| Replacement { key: key.clone(), known: seen.state, state }));
         }
         self.mirror.replace(&rows).await?;
-        Ok(self.settle(keys).await?.equal)
+        Ok(())
     }
 
     /// Missing and stale rows whose change was set aside.

@@ -2,27 +2,34 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use cdc_model::TokenRange;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Ledger, Page, audit, commit, failed, mismatches};
+use super::{Ledger, Mismatch, Page, audit, commit, failed};
 use crate::{TargetError, mirror::Strategy};
+
+/// Equal parts of a job's tokens, by which its progress is kept.
+pub const RANGES: i32 = 64;
 
 /// Who asked for a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum JobKind {
     Manual,
     Scheduled,
+    /// Of a single mismatch, at somebody's wish.
+    Repair,
 }
 
 impl JobKind {
-    pub const ALL: [Self; 2] = [Self::Manual, Self::Scheduled];
+    pub const ALL: [Self; 3] = [Self::Manual, Self::Scheduled, Self::Repair];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Manual => "MANUAL_ONDEMAND",
             Self::Scheduled => "SCHEDULED",
+            Self::Repair => "REPAIR",
         }
     }
 }
@@ -35,72 +42,50 @@ pub struct Wish<'a> {
     pub strategy: Strategy,
     /// `HIGH`, `NORMAL` or `LOW`.
     pub priority: &'a str,
+    pub range: TokenRange,
+    pub options: JobOptions,
+}
+
+/// What is asked for beyond the strategy.
+#[derive(Clone, PartialEq, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JobOptions {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repair: Option<RepairWish>,
+    /// It ends after so long, whatever is left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_seconds: Option<u64>,
+}
+
+impl JobOptions {
+    pub const NONE: Self = Self { repair: None, max_seconds: None };
+
+    fn json(&self) -> Value {
+        serde_json::to_value(self).expect("options are plain data")
+    }
+}
+
+/// What may be repaired.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct RepairWish {
+    /// As findings name them.
+    pub classes: Vec<String>,
+    /// In percent of the rows of the job's tokens.
+    pub max_share_percent: f64,
+    pub rows_per_second: u32,
+    pub dry_run: bool,
+    /// Only the row whose key has this SHA-256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Requested {
     pub job: Uuid,
-    /// Not if the table had one that waits or runs.
+    /// Not if there was one that is not done.
     pub is_new: bool,
-}
-
-/// A job this process is to run.
-#[derive(Clone, Debug)]
-pub struct Claimed {
-    pub job: Uuid,
-    pub keyspace: String,
-    pub table: String,
-    /// As in [`Strategy::name`].
-    pub strategy: String,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Lease {
-    Held,
-    /// Held, and somebody wants the job to end.
-    Cancelled,
-    /// Another process has taken the job for abandoned.
-    Lost,
-}
-
-/// What became of a wish to cancel a job.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Cancelled {
-    Unknown,
-    /// It had ended before.
-    Ended(String),
-    /// It did not run yet, and will not.
-    Now,
-    /// It runs, and ends soon.
-    Soon,
-}
-
-/// What came out of a job.
-#[derive(Clone, Default, Debug)]
-pub struct Gist {
-    /// `COMPLETED`, `FAILED` or `CANCELLED`.
-    pub status: &'static str,
-    pub errors: Vec<String>,
-    /// What it has found, unless it did not begin.
-    pub found: Option<Found>,
-}
-
-/// What a comparison has found.
-#[derive(Clone, Default, Debug)]
-pub struct Found {
-    pub cassandra_rows: i64,
-    pub postgres_rows: i64,
-    pub drift_rows: i64,
-    pub drift_percentage: f64,
-    pub unproven_rows: i64,
-    pub in_motion: i64,
-    pub classes: Value,
-    pub coverage: f64,
-    pub gaps: Value,
-    /// Rows with their evidence, as objects of [`super::Mismatch`]'s fields.
-    pub findings: Value,
-    /// Classes of which a row is proven right if this has not found it.
-    pub disproves: Vec<String>,
+    /// That one is paused.
+    pub is_paused: bool,
 }
 
 /// Which jobs; what is not set admits all.
@@ -140,6 +125,28 @@ pub struct Job {
     pub coverage: Option<f64>,
     pub gaps: Option<Value>,
     pub validation_errors: Vec<String>,
+    /// What was repaired, if anything was to be.
+    pub repairs: Option<Value>,
+    /// Processes that died in the part that is next.
+    pub interruptions: i32,
+    pub pause_requested: bool,
+    pub cancel_requested: bool,
+    #[serde(skip)]
+    pub range_start: i64,
+    #[serde(skip)]
+    pub range_end: i64,
+    /// As [`JobOptions`].
+    #[serde(skip)]
+    pub options: Value,
+    /// Of [`RANGES`].
+    #[serde(skip)]
+    pub ranges_done: i32,
+    /// On those.
+    #[serde(skip)]
+    pub worked_seconds: f64,
+    /// Of the part that is being compared.
+    #[serde(skip)]
+    pub progress: Option<Value>,
 }
 
 impl Ledger {
@@ -150,33 +157,79 @@ impl Ledger {
     pub async fn request(&self, wishes: &[Wish<'_>], actor: &str) -> Result<Vec<Requested>, TargetError> {
         let mut transaction = self.begin().await?;
         let mut requested = Vec::with_capacity(wishes.len());
-        for Wish { keyspace, table, strategy, priority } in wishes {
+        for Wish { keyspace, table, strategy, priority, range, options } in wishes {
             let id = Uuid::new_v4();
-            let job = sqlx::query_scalar!(
-                "-- cdc: request a job
-                insert into _cdc.reconciliation_jobs as job (job_id, keyspace, table_name, job_type, strategy, priority)
-                values ($1, $2, $3, $4, $5, $6)
-                on conflict (keyspace, table_name) where status in ('QUEUED', 'RUNNING')
-                do update set priority = job.priority returning job_id",
+            let job = sqlx::query!(
+                r#"-- cdc: request a job
+                insert into _cdc.reconciliation_jobs as job (job_id, keyspace, table_name, job_type, strategy, priority,
+                    range_start, range_end, options)
+                values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+                on conflict (keyspace, table_name) where status in ('QUEUED', 'RUNNING', 'PAUSED') and job_type <> 'REPAIR'
+                do update set priority = job.priority returning job_id, status = 'PAUSED' as "is_paused!""#,
                 id,
                 keyspace,
                 table,
                 JobKind::Manual.name(),
                 strategy.name(),
                 priority,
+                range.start,
+                range.end,
+                options.json(),
             );
             let job = job.fetch_one(&mut *transaction).await.map_err(failed("request a job"))?;
-            requested.push(Requested { job, is_new: job == id });
+            requested.push(Requested { job: job.job_id, is_new: job.job_id == id, is_paused: job.is_paused });
         }
         let new: Vec<Uuid> = requested.iter().filter(|one| one.is_new).map(|one| one.job).collect();
         if !new.is_empty() {
-            audit(&mut transaction, actor, "trigger", "jobs", json!({"job_ids": new})).await?;
+            let options: Vec<Value> = wishes.iter().map(|wish| wish.options.json()).collect();
+            audit(&mut transaction, actor, "trigger", "jobs", json!({"job_ids": new, "options": options})).await?;
         }
         commit(transaction).await?;
         Ok(requested)
     }
 
-    /// Queues a job for each table that had none for so many seconds; for 10 minutes, if the last one failed.
+    /// Queues the repair of a single row.
+    ///
+    /// # Errors
+    /// As all of this.
+    pub async fn request_repair(
+        &self,
+        mismatch: &Mismatch,
+        wish: RepairWish,
+        actor: &str,
+    ) -> Result<Requested, TargetError> {
+        let id = Uuid::new_v4();
+        let mut transaction = self.begin().await?;
+        let detail = json!({"mismatch_id": mismatch.mismatch_id, "dry_run": wish.dry_run});
+        let options = JobOptions { repair: Some(wish), max_seconds: None };
+        let job = sqlx::query!(
+            r#"-- cdc: request a repair
+            insert into _cdc.reconciliation_jobs as job (job_id, keyspace, table_name, job_type, strategy, priority,
+                range_start, range_end, options, mismatch_id)
+            values ($1, $2, $3, $4, $5, 'HIGH', $6, $7, $8, $9)
+            on conflict (mismatch_id) where status in ('QUEUED', 'RUNNING', 'PAUSED') and job_type = 'REPAIR'
+            do update set priority = job.priority returning job_id, status = 'PAUSED' as "is_paused!""#,
+            id,
+            mismatch.keyspace,
+            mismatch.table_name,
+            JobKind::Repair.name(),
+            Strategy::Checksum.name(),
+            mismatch.token.saturating_sub(1),
+            mismatch.token,
+            options.json(),
+            mismatch.mismatch_id,
+        );
+        let job = job.fetch_one(&mut *transaction).await.map_err(failed("request a repair"))?;
+        let requested = Requested { job: job.job_id, is_new: job.job_id == id, is_paused: job.is_paused };
+        if requested.is_new {
+            audit(&mut transaction, actor, "repair", &id.to_string(), detail).await?;
+        }
+        commit(transaction).await?;
+        Ok(requested)
+    }
+
+    /// Queues a job for each table that had none for so many seconds; for 10 minutes, if the last one failed. One whose last
+    /// job ran out of time goes on where that ended.
     ///
     /// # Errors
     /// As all of this.
@@ -185,150 +238,43 @@ impl Ledger {
         tables: &[(String, String)],
         strategy: Strategy,
         every: i64,
+        options: &JobOptions,
     ) -> Result<u64, TargetError> {
         let (keyspaces, names): (Vec<String>, Vec<String>) = tables.iter().cloned().unzip();
         let done = sqlx::query!(
             "-- cdc: schedule jobs
-            insert into _cdc.reconciliation_jobs (job_id, keyspace, table_name, job_type, strategy, priority)
-            select gen_random_uuid(), due.keyspace, due.table_name, $3, $4, 'LOW'
+            insert into _cdc.reconciliation_jobs (job_id, keyspace, table_name, job_type, strategy, priority, options,
+                range_start, risk)
+            select gen_random_uuid(), due.keyspace, due.table_name, $3, $4, 'LOW', $6,
+                coalesce((select case when status = 'COMPLETED' and gaps -> -1 ->> 'why' = 'TIME_BOX'
+                        then (gaps -> -1 ->> 'start')::bigint end
+                    from _cdc.reconciliation_jobs as last
+                    where last.keyspace = due.keyspace and last.table_name = due.table_name and job_type = 'SCHEDULED'
+                    order by created_at desc limit 1), -9223372036854775808),
+                case when exists (select from _cdc.reconciliation_mismatches as known
+                        where known.keyspace = due.keyspace and known.table_name = due.table_name
+                            and resolution_status = 'PENDING')
+                    or exists (select from _cdc.dlq where dlq.table_name = due.keyspace || '.' || due.table_name
+                        and status = 'unresolved')
+                    then 1e12 else 0 end
+                + coalesce(extract(epoch from now() - (select max(started_at) from _cdc.reconciliation_jobs as proof
+                    where proof.keyspace = due.keyspace and proof.table_name = due.table_name and coverage = 1
+                        and job_type <> 'REPAIR')), 1e11)
             from unnest($1::text[], $2::text[]) as due (keyspace, table_name)
             where not exists (select from _cdc.reconciliation_jobs as job
-                where job.keyspace = due.keyspace and job.table_name = due.table_name and job.created_at > now()
-                    - make_interval(secs => case job.status when 'FAILED' then least($5::bigint, 600) else $5 end))
-            on conflict (keyspace, table_name) where status in ('QUEUED', 'RUNNING') do nothing",
+                where job.keyspace = due.keyspace and job.table_name = due.table_name and job_type <> 'REPAIR'
+                    and job.created_at > now()
+                        - make_interval(secs => case job.status when 'FAILED' then least($5::bigint, 600) else $5 end))
+            on conflict (keyspace, table_name) where status in ('QUEUED', 'RUNNING', 'PAUSED') and job_type <> 'REPAIR'
+            do nothing",
             &keyspaces,
             &names,
             JobKind::Scheduled.name(),
             strategy.name(),
             every,
+            options.json(),
         );
         Ok(done.execute(&self.pool).await.map_err(failed("schedule jobs"))?.rows_affected())
-    }
-
-    /// The next job, if any waits.
-    ///
-    /// # Errors
-    /// As all of this.
-    pub async fn claim_job(&self) -> Result<Option<Claimed>, TargetError> {
-        sqlx::query_as!(
-            Claimed,
-            r#"-- cdc: claim a job
-            update _cdc.reconciliation_jobs set status = 'RUNNING', worker = $1, started_at = now(),
-                lease_until = now() + interval '10 seconds'
-            where job_id = (select job_id from _cdc.reconciliation_jobs where status = 'QUEUED'
-                order by array_position(array['HIGH', 'NORMAL', 'LOW'], priority), created_at
-                limit 1 for update skip locked)
-            returning job_id as "job", keyspace, table_name as "table", strategy"#,
-            self.worker,
-        )
-        .fetch_optional(&self.pool)
-        .await
-        .map_err(failed("claim a job"))
-    }
-
-    /// To be called more often than every 10 seconds while a job runs.
-    ///
-    /// # Errors
-    /// As all of this.
-    pub async fn renew_job(&self, job: Uuid) -> Result<Lease, TargetError> {
-        let cancelled = sqlx::query_scalar!(
-            "-- cdc: renew a job's lease
-            update _cdc.reconciliation_jobs set lease_until = now() + interval '10 seconds'
-            where job_id = $1 and worker = $2 and status = 'RUNNING' returning cancel_requested",
-            job,
-            self.worker,
-        );
-        Ok(match cancelled.fetch_optional(&self.pool).await.map_err(failed("renew a lease"))? {
-            None => Lease::Lost,
-            Some(true) => Lease::Cancelled,
-            Some(false) => Lease::Held,
-        })
-    }
-
-    /// Marks jobs whose process is gone as failed; which they were.
-    ///
-    /// # Errors
-    /// As all of this.
-    pub async fn fail_interrupted(&self) -> Result<Vec<Uuid>, TargetError> {
-        let mut transaction = self.begin().await?;
-        let jobs = sqlx::query_scalar!(
-            "-- cdc: interrupted jobs
-            update _cdc.reconciliation_jobs set status = 'FAILED', completed_at = now(),
-                errors = array['INTERRUPTED: the reconciler that ran it has ended or lost PostgreSQL']
-            where status = 'RUNNING' and lease_until < now() returning job_id",
-        );
-        let jobs = jobs.fetch_all(&mut *transaction).await.map_err(failed("look for interrupted jobs"))?;
-        for job in &jobs {
-            audit(&mut transaction, "reconciler", "job", &job.to_string(), json!({"status": "FAILED"})).await?;
-        }
-        commit(transaction).await?;
-        Ok(jobs)
-    }
-
-    /// Ends a job with what it found: mismatches are added, opened again, or resolved where it has proven them right.
-    /// `false`: the lease was lost, and nothing was written.
-    ///
-    /// # Errors
-    /// As all of this.
-    pub async fn finish_job(&self, claimed: &Claimed, gist: &Gist) -> Result<bool, TargetError> {
-        let mut transaction = self.begin().await?;
-        let found = gist.found.as_ref();
-        let done = sqlx::query!(
-            "-- cdc: finish a job
-            update _cdc.reconciliation_jobs set status = $3, completed_at = now(), lease_until = null, errors = $4,
-                cassandra_rows = $5, postgres_rows = $6, drift_rows = $7, drift_percentage = $8, unproven_rows = $9,
-                in_motion = $10, classes = $11, coverage = $12, gaps = $13
-            where job_id = $1 and worker = $2 and status = 'RUNNING'",
-            claimed.job,
-            self.worker,
-            gist.status,
-            &gist.errors,
-            found.map(|found| found.cassandra_rows),
-            found.map(|found| found.postgres_rows),
-            found.map(|found| found.drift_rows),
-            found.map(|found| found.drift_percentage),
-            found.map(|found| found.unproven_rows),
-            found.map(|found| found.in_motion),
-            found.map(|found| found.classes.clone()),
-            found.map(|found| found.coverage),
-            found.map(|found| found.gaps.clone()),
-        );
-        if done.execute(&mut *transaction).await.map_err(failed("finish a job"))?.rows_affected() == 0 {
-            return Ok(false);
-        }
-        let mut detail = json!({"status": gist.status});
-        if let Some(found) = found {
-            let resolved = mismatches::record(&mut transaction, claimed, found).await?;
-            detail = json!({"status": gist.status, "table": format!("{}.{}", claimed.keyspace, claimed.table),
-                "strategy": claimed.strategy, "coverage": found.coverage, "classes": found.classes,
-                "proven_right": resolved});
-        }
-        audit(&mut transaction, "reconciler", "job", &claimed.job.to_string(), detail).await?;
-        commit(transaction).await?;
-        Ok(true)
-    }
-
-    /// # Errors
-    /// As all of this.
-    pub async fn cancel_job(&self, job: Uuid, actor: &str) -> Result<Cancelled, TargetError> {
-        let mut transaction = self.begin().await?;
-        let status = sqlx::query_scalar!(
-            "-- cdc: cancel a job
-            update _cdc.reconciliation_jobs set cancel_requested = true,
-                status = case status when 'QUEUED' then 'CANCELLED' else status end,
-                completed_at = case status when 'QUEUED' then now() end
-            where job_id = $1 and status in ('QUEUED', 'RUNNING') returning status",
-            job,
-        );
-        let status = status.fetch_optional(&mut *transaction).await.map_err(failed("cancel a job"))?;
-        if let Some(status) = status {
-            audit(&mut transaction, actor, "cancel", &job.to_string(), json!({})).await?;
-            commit(transaction).await?;
-            return Ok(if status == "CANCELLED" { Cancelled::Now } else { Cancelled::Soon });
-        }
-        let filter = JobFilter { job: Some(job), ..JobFilter::default() };
-        let ended = self.jobs(&filter, Page { limit: 1, offset: 0 }).await?.pop();
-        Ok(ended.map_or(Cancelled::Unknown, |job| Cancelled::Ended(job.status)))
     }
 
     /// Newest first.
@@ -345,7 +291,8 @@ impl Ledger {
                 extract(epoch from completed_at - started_at)::float8 as "duration_seconds?",
                 cassandra_rows as "cassandra_row_count", postgres_rows as "postgres_row_count",
                 drift_rows as "mismatch_count", drift_percentage, unproven_rows as "unproven_count", in_motion, classes,
-                coverage, gaps, errors as "validation_errors"
+                coverage, gaps, errors as "validation_errors", repairs, interruptions, pause_requested,
+                cancel_requested, range_start, range_end, options, ranges_done, worked_seconds, progress
             from _cdc.reconciliation_jobs
             where ($1::uuid is null or job_id = $1) and ($2::text is null or keyspace = $2)
                 and ($3::text is null or table_name = $3) and ($4::text is null or status = $4)

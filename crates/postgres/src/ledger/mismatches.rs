@@ -1,5 +1,6 @@
 //! Rows that were proven wrong, each once for all jobs.
 
+use cdc_model::TokenRange;
 use serde::Serialize;
 use serde_json::{Value, json};
 use sqlx::postgres::PgTransaction;
@@ -7,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     Ledger, Page, audit, commit, failed,
-    jobs::{Claimed, Found},
+    lease::{Claimed, Found},
 };
 use crate::TargetError;
 
@@ -40,6 +41,8 @@ pub struct Mismatch {
     pub resolved_at: Option<String>,
     pub resolved_by: Option<String>,
     pub previous_resolution: Option<Value>,
+    /// How a job has proven it right.
+    pub evidence: Option<Value>,
     #[serde(skip)]
     total: i64,
 }
@@ -57,6 +60,8 @@ pub struct MismatchFilter {
     /// First seen then or later; in any form PostgreSQL reads.
     pub since: Option<String>,
     pub until: Option<String>,
+    /// Whether it is pending and of these classes.
+    pub awaits: Option<(bool, Vec<String>)>,
 }
 
 /// What a person says about a mismatch.
@@ -68,43 +73,53 @@ pub struct Resolution<'a> {
     pub by: &'a str,
 }
 
-/// Notes what a job has found; how many mismatches it has proven right.
+/// Notes what a job has found.
 pub(super) async fn record(
     transaction: &mut PgTransaction<'static>,
     job: &Claimed,
     found: &Found,
-) -> Result<u64, TargetError> {
+) -> Result<(), TargetError> {
     sqlx::query!(
         "-- cdc: record mismatches
         with seen as (
             insert into _cdc.reconciliation_mismatches as known (mismatch_id, keyspace, table_name, key_sha256, is_static,
                 token, primary_key, class, cause, columns, cassandra_written_at, postgres_written_at, read_at_all,
-                barriers, job_id)
+                barriers, job_id, resolution_status, resolution_notes, resolved_at, resolved_by, evidence)
             select distinct on (key_sha256, is_static) gen_random_uuid(), $2, $3, key_sha256, is_static, token,
                 nullif(primary_key_value, 'null'), class, cause, columns, cassandra_written_at, postgres_written_at,
-                read_at_all, barriers, $1
+                read_at_all, barriers, $1, case when repaired then 'AUTO_RESOLVED' else 'PENDING' end,
+                case when repaired then 'repaired, and proven equal' end, case when repaired then now() end,
+                case when repaired then 'job ' || $1::uuid end,
+                case when repaired then jsonb_build_object('how', 'REPAIRED', 'job_id', $1, 'class', class,
+                    'columns', columns, 'cassandra_written_at', cassandra_written_at,
+                    'postgres_written_at', postgres_written_at, 'read_at_all', read_at_all, 'barriers', barriers) end
             from jsonb_to_recordset($4::jsonb) as finding (key_sha256 text, is_static boolean, token bigint,
                 primary_key_value jsonb, class text, cause text, columns jsonb, cassandra_written_at bigint,
-                postgres_written_at bigint, read_at_all boolean, barriers int)
+                postgres_written_at bigint, read_at_all boolean, barriers int, repaired boolean)
             where class <> 'UNPROVEN'
             on conflict (keyspace, table_name, key_sha256, is_static) do update set
                 primary_key = excluded.primary_key, class = excluded.class, cause = excluded.cause,
                 columns = excluded.columns, cassandra_written_at = excluded.cassandra_written_at,
                 postgres_written_at = excluded.postgres_written_at, read_at_all = excluded.read_at_all,
                 barriers = excluded.barriers, job_id = excluded.job_id, last_seen_at = now(),
-                times_seen = known.times_seen + 1,
+                times_seen = known.times_seen + 1, evidence = excluded.evidence,
                 reopened = known.reopened + (known.resolution_status in ('AUTO_RESOLVED', 'MANUAL_RESOLVED'))::int,
                 previous_resolution = case when known.resolution_status in ('AUTO_RESOLVED', 'MANUAL_RESOLVED')
                     then jsonb_build_object('resolution_status', known.resolution_status,
                         'resolution_notes', known.resolution_notes, 'resolved_at', _cdc.utc(known.resolved_at),
                         'resolved_by', known.resolved_by)
                     else known.previous_resolution end,
-                resolution_status = case known.resolution_status when 'IGNORED' then 'IGNORED' else 'PENDING' end,
-                resolution_notes = case known.resolution_status when 'IGNORED' then known.resolution_notes end,
-                resolved_at = case known.resolution_status when 'IGNORED' then known.resolved_at end,
-                resolved_by = case known.resolution_status when 'IGNORED' then known.resolved_by end
+                (resolution_status, resolution_notes, resolved_at, resolved_by) = (
+                    select kept.* from (select known.resolution_status, known.resolution_notes, known.resolved_at,
+                            known.resolved_by
+                        where known.resolution_status = 'IGNORED' and excluded.resolution_status = 'PENDING'
+                        union all
+                        select excluded.resolution_status, excluded.resolution_notes, excluded.resolved_at,
+                            excluded.resolved_by
+                        where known.resolution_status <> 'IGNORED' or excluded.resolution_status <> 'PENDING') as kept)
             returning mismatch_id)
-        insert into _cdc.reconciliation_sightings (job_id, mismatch_id) select $1, mismatch_id from seen",
+        insert into _cdc.reconciliation_sightings (job_id, mismatch_id) select $1, mismatch_id from seen
+        on conflict do nothing",
         job.job,
         job.keyspace,
         job.table,
@@ -113,11 +128,14 @@ pub(super) async fn record(
     .execute(&mut **transaction)
     .await
     .map_err(failed("record mismatches"))?;
-    let resolved = sqlx::query!(
+    let Some(tokens) = found.tokens else { return Ok(()) };
+    sqlx::query!(
         "-- cdc: resolve mismatches
         update _cdc.reconciliation_mismatches as known set resolution_status = 'AUTO_RESOLVED', resolved_at = now(),
-            resolved_by = 'job ' || $1::uuid, resolution_notes = 'proven equal'
+            resolved_by = 'job ' || $1::uuid, resolution_notes = 'proven equal',
+            evidence = jsonb_build_object('how', 'PROVEN_EQUAL', 'job_id', $1, 'class', class, 'strategy', $8::text)
         where keyspace = $2 and table_name = $3 and resolution_status = 'PENDING' and class = any($5)
+            and token > $6 and token <= $7
             and not exists (select from jsonb_to_recordset($4::jsonb) as finding (key_sha256 text, is_static boolean)
                 where finding.key_sha256 = known.key_sha256 and finding.is_static = known.is_static)",
         job.job,
@@ -125,8 +143,38 @@ pub(super) async fn record(
         job.table,
         found.findings,
         &found.disproves,
-    );
-    Ok(resolved.execute(&mut **transaction).await.map_err(failed("resolve mismatches"))?.rows_affected())
+        tokens.start,
+        tokens.end,
+        job.strategy,
+    )
+    .execute(&mut **transaction)
+    .await
+    .map(drop)
+    .map_err(failed("resolve mismatches"))
+}
+
+/// Rows of one entry of the audit log.
+const AUDITED: usize = 1_000;
+
+/// Notes which rows a job has repaired, by their hashes.
+pub(super) async fn audit_repairs(
+    transaction: &mut PgTransaction<'static>,
+    job: &Claimed,
+    found: &Found,
+) -> Result<(), TargetError> {
+    let repaired: Vec<Value> = found
+        .findings
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|one| one["repaired"] == true)
+        .map(|one| json!({"key_sha256": one["key_sha256"], "is_static": one["is_static"], "class": one["class"]}))
+        .collect();
+    for rows in repaired.chunks(AUDITED) {
+        let detail = json!({"table": format!("{}.{}", job.keyspace, job.table), "rows": rows});
+        audit(transaction, "reconciler", "repaired", &job.job.to_string(), detail).await?;
+    }
+    Ok(())
 }
 
 impl Ledger {
@@ -152,7 +200,7 @@ impl Ledger {
                 mismatch_type, class, cause, columns, cassandra_written_at, postgres_written_at, read_at_all, barriers,
                 _cdc.utc(detected_at) as "detected_at!", _cdc.utc(last_seen_at) as "last_seen_at!", times_seen, reopened,
                 resolution_status, resolution_notes, _cdc.utc(resolved_at) as "resolved_at?", resolved_by,
-                previous_resolution, count(*) over () as "total!"
+                previous_resolution, evidence, count(*) over () as "total!"
             from _cdc.reconciliation_mismatches as mismatch
             where ($1::uuid is null or mismatch_id = $1)
                 and ($2::uuid is null or exists (select from _cdc.reconciliation_sightings as sighting
@@ -161,7 +209,8 @@ impl Ledger {
                 and ($5::text is null or mismatch_type = $5) and ($6::text is null or resolution_status = $6)
                 and ($7::text is null or detected_at >= $7::text::timestamptz)
                 and ($8::text is null or detected_at < $8::text::timestamptz)
-            order by mismatch.detected_at, mismatch_id limit $9 offset $10"#,
+                and ($9::boolean is null or (resolution_status = 'PENDING' and class = any($10)) = $9)
+            order by mismatch.detected_at, mismatch_id limit $11 offset $12"#,
             filter.mismatch,
             filter.job,
             filter.keyspace,
@@ -170,10 +219,36 @@ impl Ledger {
             filter.resolution_status,
             filter.since,
             filter.until,
+            filter.awaits.as_ref().map(|(awaits, _)| *awaits),
+            filter.awaits.as_ref().map_or(&[][..], |(_, classes)| classes),
             page.limit,
             page.offset,
         );
         found.fetch_all(&self.pool).await.map_err(failed("list mismatches"))
+    }
+
+    /// Keys that are wrong, and may stay so for all a person cares, by their hashes.
+    ///
+    /// # Errors
+    /// As all of this.
+    pub async fn ignored(&self, keyspace: &str, table: &str, range: TokenRange) -> Result<Vec<String>, TargetError> {
+        let keys = sqlx::query_scalar!(
+            "-- cdc: ignored mismatches
+            select key_sha256 from _cdc.reconciliation_mismatches where keyspace = $1 and table_name = $2
+                and resolution_status = 'IGNORED' and token > $3 and token <= $4",
+            keyspace,
+            table,
+            range.start,
+            range.end,
+        );
+        keys.fetch_all(&self.pool).await.map_err(failed("list what is ignored"))
+    }
+
+    /// # Errors
+    /// As all of this.
+    pub async fn mismatch(&self, id: Uuid) -> Result<Option<Mismatch>, TargetError> {
+        let filter = MismatchFilter { mismatch: Some(id), ..MismatchFilter::default() };
+        Ok(self.list(&filter, Page { limit: 1, offset: 0 }).await?.pop())
     }
 
     /// Notes what a person says; `None` if there is no such mismatch.
@@ -199,7 +274,6 @@ impl Ledger {
         let detail = json!({"resolution_status": status, "resolution_notes": notes});
         audit(&mut transaction, by, "resolve", &id.to_string(), detail).await?;
         commit(transaction).await?;
-        let filter = MismatchFilter { mismatch: Some(id), ..MismatchFilter::default() };
-        Ok(self.list(&filter, Page { limit: 1, offset: 0 }).await?.pop())
+        self.mismatch(id).await
     }
 }

@@ -44,9 +44,10 @@ impl Ledger {
                     'validation_strategy', strategy, 'coverage', coverage, 'gaps', gaps,
                     'drift_percentage', drift_percentage, 'mismatch_count', drift_rows,
                     'unproven_count', unproven_rows, 'cassandra_row_count', cassandra_rows,
-                    'postgres_row_count', postgres_rows,
-                    'began_at_seconds', extract(epoch from started_at)) as gist
-                from _cdc.reconciliation_jobs where coverage is not null)
+                    'postgres_row_count', postgres_rows, 'range', jsonb_build_object('start', range_start, 'end', range_end),
+                    'began_at_seconds', extract(epoch from started_at)) as gist,
+                    coverage = 1 and range_start = -9223372036854775808 and range_end = 9223372036854775807 as is_whole
+                from _cdc.reconciliation_jobs where coverage is not null and job_type <> 'REPAIR')
             select keyspace, table_name as "table", jsonb_object_agg(status, jobs) as "jobs!",
                 coalesce((select jsonb_object_agg(mismatch_type, rows) from (
                     select mismatch_type, count(*) as rows from _cdc.reconciliation_mismatches as mismatch
@@ -55,7 +56,7 @@ impl Ledger {
                 (select gist from gist where gist.keyspace = job.keyspace and gist.table_name = job.table_name
                     order by completed_at desc limit 1) as "newest",
                 (select gist from gist where gist.keyspace = job.keyspace and gist.table_name = job.table_name
-                    and coverage = 1 order by completed_at desc limit 1) as "whole"
+                    and is_whole order by completed_at desc limit 1) as "whole"
             from (select keyspace, table_name, status, count(*) as jobs from _cdc.reconciliation_jobs
                 group by 1, 2, 3) as job
             group by keyspace, table_name order by 1, 2"#,

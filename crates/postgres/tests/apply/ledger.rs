@@ -1,11 +1,14 @@
 //! Jobs, mismatches, replays and the audit log that reconcilers share.
 
+mod parts;
+
 use anyhow::{Context, Result};
+use cdc_model::TokenRange;
 use cdc_postgres::{
     Disposition, Strategy,
     ledger::{
-        Cancelled, Claimed, Found, Gist, JobFilter, Lease, Ledger, Mismatch, MismatchFilter, Page, ReplayWish,
-        Requested, Resolution, Tally, Wish,
+        Answer, Cancelled, Claimed, Found, Gist, JobOptions, Lease, Ledger, Mismatch, MismatchFilter, Page, RANGES,
+        ReplayWish, Requested, Resolution, Tally, Wish,
     },
 };
 use serde_json::{Value, json};
@@ -14,26 +17,37 @@ use uuid::Uuid;
 use crate::support::Database;
 
 const ALL: Page = Page { limit: 100, offset: 0 };
-const ORDERS: Wish<'_> = Wish { keyspace: "shop", table: "orders", strategy: Strategy::Checksum, priority: "NORMAL" };
+const ORDERS: Wish<'_> = Wish {
+    keyspace: "shop",
+    table: "orders",
+    strategy: Strategy::Checksum,
+    priority: "NORMAL",
+    range: TokenRange::RING,
+    options: JobOptions::NONE,
+};
 
 fn finding(key: &str, class: &str) -> Value {
     json!({"key_sha256": key, "is_static": false, "token": 7, "class": class, "columns": ["v"], "read_at_all": true,
         "barriers": 2, "cassandra_written_at": 5, "postgres_written_at": null, "cause": null})
 }
 
-fn gist(findings: &[Value], disproves: &[&str]) -> Gist {
-    let found = Found {
+/// Of a part that is whole.
+fn found(findings: &[Value], disproves: &[&str]) -> Found {
+    Found {
         cassandra_rows: 10,
         drift_rows: 1,
-        drift_percentage: 10.0,
-        coverage: 1.0,
         gaps: json!([]),
-        classes: json!({}),
+        classes: json!({"STALE": 1}),
         findings: Value::from(findings),
         disproves: disproves.iter().map(ToString::to_string).collect(),
+        tokens: Some(TokenRange::RING),
+        seconds: 1.0,
         ..Found::default()
-    };
-    Gist { status: "COMPLETED", errors: Vec::new(), found: Some(found) }
+    }
+}
+
+fn gist(status: &'static str) -> Gist {
+    Gist { status, errors: Vec::new(), coverage: (status == "COMPLETED").then(|| (1.0, json!([]))) }
 }
 
 async fn ledger(database: &Database) -> Result<Ledger> {
@@ -44,8 +58,9 @@ async fn ledger(database: &Database) -> Result<Ledger> {
 /// Runs a job that finds this.
 async fn run(ledger: &Ledger, findings: &[Value], disproves: &[&str]) -> Result<Uuid> {
     ledger.request(&[ORDERS], "test").await?;
-    let job = ledger.claim_job().await?.context("a job waits")?;
-    assert!(ledger.finish_job(&job, &gist(findings, disproves)).await?);
+    let job = ledger.claim_job(false).await?.context("a job waits")?;
+    assert!(ledger.advance_job(&job, RANGES, &found(findings, disproves)).await?);
+    assert!(ledger.finish_job(&job, &gist("COMPLETED")).await?);
     Ok(job.job)
 }
 
@@ -78,48 +93,49 @@ async fn a_table_has_one_job_at_a_time_and_the_urgent_one_runs_first() -> Result
     let ledger = ledger(&database).await?;
     let asked = ledger.request(&[ORDERS, Wish { table: "users", priority: "HIGH", ..ORDERS }], "test").await?;
     assert!(asked.iter().all(|one| one.is_new));
-    assert_eq!(ledger.request(&[ORDERS], "test").await?, [Requested { job: asked[0].job, is_new: false }]);
-    let first = ledger.claim_job().await?.context("a job waits")?;
+    let known = Requested { job: asked[0].job, is_new: false, is_paused: false };
+    assert_eq!(ledger.request(&[ORDERS], "test").await?, [known]);
+    let first = ledger.claim_job(false).await?.context("a job waits")?;
     assert_eq!((first.job, &*first.table, &*first.strategy), (asked[1].job, "users", "CHECKSUM"));
     assert_eq!(ledger.request(&[Wish { table: "users", ..ORDERS }], "test").await?[0].job, first.job, "it runs");
-    assert_eq!(ledger.renew_job(first.job).await?, Lease::Held);
+    assert_eq!(ledger.renew_job(first.job, &Value::Null).await?, Lease::Held);
 
     let other = Ledger::new(&database.config);
-    assert_eq!(other.renew_job(first.job).await?, Lease::Lost, "another process");
-    assert!(!other.finish_job(&first, &gist(&[], &[])).await?);
-    let second = other.claim_job().await?.context("the other job")?;
+    assert_eq!(other.renew_job(first.job, &Value::Null).await?, Lease::Lost, "another process");
+    assert!(!other.finish_job(&first, &gist("COMPLETED")).await?);
+    let second = other.claim_job(false).await?.context("the other job")?;
     assert_eq!(second.table, "orders");
-    assert!(ledger.claim_job().await?.is_none());
+    assert!(ledger.claim_job(false).await?.is_none());
 
     assert_eq!(ledger.cancel_job(second.job, "test").await?, Cancelled::Soon);
-    assert_eq!(other.renew_job(second.job).await?, Lease::Cancelled);
-    let cancelled = Gist { status: "CANCELLED", ..Gist::default() };
-    assert!(other.finish_job(&second, &cancelled).await?);
+    assert_eq!(other.renew_job(second.job, &Value::Null).await?, Lease::Cancelled);
+    assert!(other.finish_job(&second, &gist("CANCELLED")).await?);
     assert_eq!(ledger.cancel_job(second.job, "test").await?, Cancelled::Ended("CANCELLED".to_owned()));
     assert_eq!(ledger.cancel_job(Uuid::nil(), "test").await?, Cancelled::Unknown);
     let waits = ledger.request(&[ORDERS], "test").await?[0].job;
     assert_eq!(ledger.cancel_job(waits, "test").await?, Cancelled::Now);
-    assert!(ledger.claim_job().await?.is_none());
+    assert!(ledger.claim_job(false).await?.is_none());
     Ok(())
 }
 
 #[tokio::test]
-async fn a_job_whose_process_is_gone_has_failed_and_its_late_answer_is_not_taken() -> Result<()> {
+async fn a_request_with_a_key_is_answered_once_and_alike_for_a_day() -> Result<()> {
     let database = Database::create().await?;
     let ledger = ledger(&database).await?;
-    ledger.request(&[ORDERS], "test").await?;
-    let job = ledger.claim_job().await?.context("a job waits")?;
-    assert!(ledger.fail_interrupted().await?.is_empty(), "its lease is held");
-    database
-        .client()
-        .await?
-        .batch_execute("update _cdc.reconciliation_jobs set lease_until = now() - interval '1 ms'")
-        .await?;
-    assert_eq!(ledger.fail_interrupted().await?, [job.job]);
-    assert!(!ledger.finish_job(&job, &gist(&[finding("a", "STALE")], &[])).await?);
-    let jobs = ledger.jobs(&JobFilter::default(), ALL).await?;
-    assert_eq!((&*jobs[0].status, jobs[0].validation_errors[0].starts_with("INTERRUPTED")), ("FAILED", true));
-    assert!(ledger.mismatches(&MismatchFilter::default(), ALL).await?.0.is_empty());
+    assert_eq!(ledger.begin_answer("k", b"one").await?, Answer::New);
+    assert_eq!(ledger.begin_answer("k", b"one").await?, Answer::Pending);
+    assert_eq!(ledger.begin_answer("k", b"two").await?, Answer::Other);
+    ledger.drop_answer("k").await?;
+    assert_eq!(ledger.begin_answer("k", b"two").await?, Answer::New);
+    ledger.keep_answer("k", 202, "{}").await?;
+    assert_eq!(ledger.begin_answer("k", b"two").await?, Answer::Known(202, "{}".to_owned()));
+    ledger.drop_answer("k").await?;
+    assert_eq!(ledger.begin_answer("k", b"one").await?, Answer::Other, "what was answered stays");
+    let client = database.client().await?;
+    client.batch_execute("update _cdc.answers set at = now() - interval '25 hours'").await?;
+    assert_eq!(ledger.begin_answer("k", b"one").await?, Answer::New);
+    client.batch_execute("update _cdc.answers set at = now() - interval '3 minutes'").await?;
+    assert_eq!(ledger.begin_answer("k", b"one").await?, Answer::New, "whoever was to answer is gone");
     Ok(())
 }
 
@@ -181,19 +197,20 @@ async fn tables_are_scheduled_when_they_are_due_and_known_by_their_last_whole_jo
     let database = Database::create().await?;
     let ledger = ledger(&database).await?;
     let tables = ["orders", "users"].map(|name| ("shop".to_owned(), name.to_owned()));
-    assert_eq!(ledger.schedule(&tables, Strategy::Version, 3_600).await?, 2);
-    assert_eq!(ledger.schedule(&tables, Strategy::Version, 3_600).await?, 0);
-    let first: Claimed = ledger.claim_job().await?.context("a job waits")?;
-    ledger.finish_job(&first, &gist(&[finding("a", "EXTRA")], &[])).await?;
-    let second = ledger.claim_job().await?.context("a job waits")?;
-    ledger.finish_job(&second, &Gist { status: "FAILED", errors: vec!["no".to_owned()], found: None }).await?;
+    let schedule = || ledger.schedule(&tables, Strategy::Version, 3_600, &JobOptions::NONE);
+    assert_eq!((schedule().await?, schedule().await?), (2, 0));
+    let first: Claimed = ledger.claim_job(false).await?.context("a job waits")?;
+    ledger.advance_job(&first, RANGES, &found(&[finding("a", "EXTRA")], &[])).await?;
+    ledger.finish_job(&first, &gist("COMPLETED")).await?;
+    let second = ledger.claim_job(false).await?.context("a job waits")?;
+    ledger.finish_job(&second, &gist("FAILED")).await?;
     let age =
         |minutes: i32| format!("update _cdc.reconciliation_jobs set created_at = now() - interval '{minutes} min'");
     let client = database.client().await?;
     client.batch_execute(&age(11)).await?;
-    assert_eq!(ledger.schedule(&tables, Strategy::Version, 3_600).await?, 1, "the one that failed");
+    assert_eq!(schedule().await?, 1, "the one that failed");
     client.batch_execute(&age(61)).await?;
-    assert_eq!(ledger.schedule(&tables, Strategy::Version, 3_600).await?, 1, "the other, once the first one waits");
+    assert_eq!(schedule().await?, 1, "the other, once the first one waits");
 
     let states = ledger.table_states().await?;
     let of = |name: &str| states.iter().find(|state| state.table == name).unwrap();
@@ -201,6 +218,50 @@ async fn tables_are_scheduled_when_they_are_due_and_known_by_their_last_whole_jo
     assert_eq!((&done.jobs["COMPLETED"], &done.pending["MISSING_IN_CASSANDRA"]), (&json!(1), &json!(1)));
     assert_eq!(done.whole.as_ref().unwrap()["drift_percentage"], json!(10));
     assert!(of(&second.table).whole.is_none() && of(&second.table).newest.is_none());
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_table_at_the_greatest_risk_goes_first_and_one_that_ran_out_of_time_goes_on() -> Result<()> {
+    let database = Database::create().await?;
+    let ledger = ledger(&database).await?;
+    // Proven an hour ago; proven now, with a row known to be wrong; proven now; never proven.
+    let proven = |table| Wish { table, ..ORDERS };
+    let client = database.client().await?;
+    for (table, findings) in [("old", &[][..]), ("wrong", &[finding("a", "STALE")][..]), ("fresh", &[][..])] {
+        ledger.request(&[proven(table)], "test").await?;
+        let job = ledger.claim_job(false).await?.context("a job waits")?;
+        ledger.advance_job(&job, RANGES, &found(findings, &[])).await?;
+        ledger.finish_job(&job, &gist("COMPLETED")).await?;
+    }
+    client
+        .batch_execute(
+            "update _cdc.reconciliation_jobs set created_at = now() - interval '2 h',
+                started_at = case table_name when 'old' then now() - interval '1 h' else started_at end",
+        )
+        .await?;
+    let tables = ["fresh", "never", "old", "wrong"].map(|name| ("shop".to_owned(), name.to_owned()));
+    ledger.schedule(&tables, Strategy::Checksum, 3_600, &JobOptions::NONE).await?;
+    let mut order = Vec::new();
+    while let Some(job) = ledger.claim_job(false).await? {
+        let rest =
+            json!([{"start": 0, "end": 7, "why": "READ_FAILED"}, {"start": 42, "end": i64::MAX, "why": "TIME_BOX"}]);
+        let out_of_time = Gist { coverage: Some((0.5, rest)), ..gist("COMPLETED") };
+        ledger.finish_job(&job, &out_of_time).await?;
+        order.push(job.table);
+    }
+    assert_eq!(order, ["wrong", "never", "old", "fresh"]);
+
+    client.batch_execute("update _cdc.reconciliation_jobs set created_at = created_at - interval '2 h'").await?;
+    ledger.schedule(&tables[..1], Strategy::Checksum, 3_600, &JobOptions::NONE).await?;
+    let rest = ledger.claim_job(false).await?.context("a job waits")?;
+    assert_eq!((rest.range_start, rest.range_end), (42, i64::MAX));
+    ledger.finish_job(&rest, &gist("COMPLETED")).await?;
+    client.batch_execute("update _cdc.reconciliation_jobs set created_at = created_at - interval '2 h'").await?;
+    ledger.schedule(&tables[..1], Strategy::Checksum, 3_600, &JobOptions::NONE).await?;
+    assert_eq!(ledger.claim_job(false).await?.context("a job waits")?.range_start, i64::MIN, "and begins anew");
+    let whole = &ledger.table_states().await?[0].whole;
+    assert_eq!(whole.as_ref().unwrap()["range"]["start"], i64::MIN, "a part of the ring is not the table");
     Ok(())
 }
 

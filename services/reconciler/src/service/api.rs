@@ -9,6 +9,7 @@ mod guard;
 mod health;
 mod jobs;
 mod mismatches;
+mod once;
 mod openapi;
 mod wait;
 
@@ -38,6 +39,8 @@ struct Route {
     /// Fields of the body, and of what type; those that must be there end with `!`.
     body: &'static [(&'static str, &'static str)],
     answers: &'static [u16],
+    /// Whether it knows an `Idempotency-Key`.
+    once: bool,
     handler: MethodRouter<Shared>,
 }
 
@@ -51,6 +54,7 @@ fn routes() -> Vec<Route> {
         query,
         body: &[],
         answers,
+        once: false,
         handler,
     };
     let write = |path, summary, body, answers, handler| Route {
@@ -60,10 +64,18 @@ fn routes() -> Vec<Route> {
         query: &[],
         body,
         answers,
+        once: false,
         handler,
     };
+    let once = |route: Route| Route { once: true, ..route };
     vec![
-        write("/reconciliation/trigger", "Compares tables", jobs::TRIGGER, &[202, 400, 503], post(jobs::trigger)),
+        once(write(
+            "/reconciliation/trigger",
+            "Compares tables, and repairs what it may",
+            jobs::TRIGGER,
+            &[202, 400, 503],
+            post(jobs::trigger),
+        )),
         read("/reconciliation/jobs", "Comparisons, newest first", jobs::QUERY, &[200, 400], get(jobs::list)),
         read(
             "/reconciliation/jobs/{job_id}",
@@ -79,6 +91,20 @@ fn routes() -> Vec<Route> {
             &[200, 202, 400, 404, 409],
             post(jobs::cancel),
         ),
+        write(
+            "/reconciliation/jobs/{job_id}/pause",
+            "Stops a comparison until it is resumed",
+            &[],
+            &[200, 202, 400, 404, 409],
+            post(jobs::pause),
+        ),
+        write(
+            "/reconciliation/jobs/{job_id}/resume",
+            "Goes on with a comparison",
+            &[],
+            &[200, 400, 404, 409],
+            post(jobs::resume),
+        ),
         read(
             "/reconciliation/mismatches",
             "Rows proven wrong, each once, oldest first",
@@ -93,6 +119,13 @@ fn routes() -> Vec<Route> {
             &[200, 400, 404],
             post(mismatches::resolve),
         ),
+        once(write(
+            "/reconciliation/mismatches/{mismatch_id}/repair",
+            "Sets a row right, by a job",
+            mismatches::REPAIR,
+            &[202, 400, 404, 409, 503],
+            post(mismatches::repair),
+        )),
         read("/reconciliation/coverage", "What is proven of each table, and when", &[], &[200], get(jobs::coverage)),
         write(
             "/barrier",
@@ -103,9 +136,9 @@ fn routes() -> Vec<Route> {
         ),
         read("/dlq/records", "Dead letters, oldest first", dlq::QUERY, &[200, 400], get(dlq::records)),
         read("/dlq/stats", "Dead letters in numbers", &[], &[200], get(dlq::stats)),
-        write("/dlq/replay", "Applies dead letters again", dlq::REPLAY, &[202, 400], post(dlq::replay)),
+        once(write("/dlq/replay", "Applies dead letters again", dlq::REPLAY, &[202, 400], post(dlq::replay))),
         read("/dlq/replay/{replay_id}", "What became of a replay", &[], &[200, 400, 404], get(dlq::replayed)),
-        write("/dlq/discard", "Gives dead letters up", dlq::DISCARD, &[200, 400], post(dlq::discard)),
+        once(write("/dlq/discard", "Gives dead letters up", dlq::DISCARD, &[200, 400], post(dlq::discard))),
         read(
             "/health",
             "Whether this service and what it asks answer",
@@ -120,7 +153,10 @@ fn routes() -> Vec<Route> {
 
 pub(super) fn router(service: &Shared) -> Router {
     let routes = routes().into_iter().fold(Router::new(), |router, route| {
-        let handler = if route.query.is_empty() { route.handler.layer(from_fn(no_query)) } else { route.handler };
+        let state = Arc::clone(service);
+        let handler =
+            if route.once { route.handler.layer(from_fn_with_state(state, once::once)) } else { route.handler };
+        let handler = if route.query.is_empty() { handler.layer(from_fn(no_query)) } else { handler };
         router.route(route.path, handler)
     });
     let all = routes.with_state(Arc::clone(service)).merge(admin::router(Arc::clone(service) as _));

@@ -1,14 +1,19 @@
 //! The `reconciler:` section.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use cdc_cassandra::checks::Wanted;
 use cdc_postgres::Strategy;
+use cdc_postgres::ledger::{JobOptions, RepairWish};
 use cdc_runtime::Secret;
 use cdc_runtime::config::Fault;
 use serde::Deserialize;
+
+use super::found::name;
+use crate::Class;
 
 /// Unless configured.
 pub const PORT: u16 = 8080;
@@ -17,7 +22,46 @@ const TOKEN_MIN: usize = 16;
 /// Shorter than that, a table would be compared without end.
 const EVERY_MIN: Duration = Duration::from_secs(60);
 
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+/// What is done about a class of findings.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// Nothing.
+    #[default]
+    Report,
+    /// They are listed as waiting for somebody to repair them.
+    Ask,
+    /// Every comparison repairs them.
+    Repair,
+}
+
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RepairConfig {
+    /// By class; `report` for those that are not named.
+    pub policy: BTreeMap<Class, Policy>,
+    /// A job repairs no more once there are more findings than this, in percent of its rows.
+    pub max_share_percent: f64,
+    /// Rows set right in a second.
+    pub rows_per_second: u32,
+    /// Only count what would be repaired.
+    pub dry_run: bool,
+}
+
+impl Default for RepairConfig {
+    fn default() -> Self {
+        Self { policy: BTreeMap::new(), max_share_percent: 1.0, rows_per_second: 100, dry_run: false }
+    }
+}
+
+impl RepairConfig {
+    /// Classes of this policy, by name.
+    pub(crate) fn classes(&self, policy: Policy) -> Vec<String> {
+        self.policy.iter().filter(|(_, own)| **own == policy).map(|(class, _)| name(*class)).collect()
+    }
+}
+
+#[derive(Clone, PartialEq, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ReconcilerConfig {
     /// Address and port of the API; port 0 takes a free one. Absent: 127.0.0.1:8080.
@@ -32,6 +76,10 @@ pub struct ReconcilerConfig {
     pub strategy: Strategy,
     /// Each table is compared this often, as in `6h`; absent: only when somebody asks.
     pub every: Option<String>,
+    /// A comparison ends after so long, whatever is left; absent: when it has read everything.
+    pub max_seconds: Option<u64>,
+    /// What is done about wrong rows.
+    pub repair: RepairConfig,
     /// Whether comparisons are made at all.
     pub enabled: bool,
     /// Token ranges read from Cassandra at a time.
@@ -51,6 +99,8 @@ impl Default for ReconcilerConfig {
             tables: None,
             strategy: Strategy::default(),
             every: None,
+            max_seconds: None,
+            repair: RepairConfig::default(),
             enabled: true,
             parallel: 4,
             barrier_timeout_ms: 60_000,
@@ -67,6 +117,27 @@ impl ReconcilerConfig {
     /// `None` if tables are compared only when somebody asks.
     pub(crate) fn every(&self) -> Option<Duration> {
         self.every.as_deref().and_then(duration)
+    }
+
+    /// Of a job: what a call says, else what is configured.
+    pub(crate) fn job_options(
+        &self,
+        repair: Option<Vec<Class>>,
+        dry_run: Option<bool>,
+        max_seconds: Option<u64>,
+    ) -> JobOptions {
+        let classes = match repair {
+            Some(classes) => classes.into_iter().map(name).collect(),
+            None => self.repair.classes(Policy::Repair),
+        };
+        let repair = (!classes.is_empty()).then(|| RepairWish {
+            classes,
+            max_share_percent: self.repair.max_share_percent,
+            rows_per_second: self.repair.rows_per_second,
+            dry_run: dry_run.unwrap_or(self.repair.dry_run),
+            only: None,
+        });
+        JobOptions { repair, max_seconds: max_seconds.or(self.max_seconds) }
     }
 
     /// What may be compared.
@@ -133,6 +204,25 @@ impl ReconcilerConfig {
                 format!("is `{every}`: use a whole number of s, m, h or d, as in 6h, of one minute or more"),
             );
         }
+        for (class, _) in
+            self.repair.policy.iter().filter(|(class, policy)| !class.is_repairable() && **policy != Policy::Report)
+        {
+            let fix = match class {
+                Class::InDlq => "replay its letter instead",
+                _ => "nothing is known of it that could be repaired",
+            };
+            fault("repair.policy", format!("has {}, which cannot be repaired: {fix}", name(*class)));
+        }
+        let share = self.repair.max_share_percent;
+        if !(0.0..=100.0).contains(&share) {
+            fault("repair.max_share_percent", format!("is {share}: use 0 to 100"));
+        }
+        if self.repair.rows_per_second == 0 {
+            fault("repair.rows_per_second", "is 0: use at least 1, or policy `report` to repair nothing".to_owned());
+        }
+        if self.max_seconds == Some(0) {
+            fault("max_seconds", "is 0: use at least 1, or leave it out".to_owned());
+        }
         if !(1..=64).contains(&self.parallel) {
             fault("parallel", format!("is {}: use 1 to 64", self.parallel));
         }
@@ -186,9 +276,32 @@ mod tests {
             every: Some("10s".to_owned()),
             parallel: 0,
             barrier_timeout_ms: 0,
+            max_seconds: Some(0),
+            repair: RepairConfig {
+                policy: [(Class::InDlq, Policy::Repair), (Class::Unproven, Policy::Report)].into(),
+                max_share_percent: 101.0,
+                rows_per_second: 0,
+                dry_run: true,
+            },
             ..ReconcilerConfig::default()
         };
-        assert_eq!(faults(config.clone()).len(), 5, "{:?}", faults(config));
+        assert_eq!(faults(config.clone()).len(), 9, "{:?}", faults(config));
+    }
+
+    #[test]
+    fn a_call_says_what_is_repaired_or_the_policy_does() {
+        let policy =
+            [(Class::Stale, Policy::Repair), (Class::Extra, Policy::Ask), (Class::TargetAhead, Policy::Report)];
+        let repair = RepairConfig { policy: policy.into(), ..RepairConfig::default() };
+        let config = ReconcilerConfig { repair, max_seconds: Some(60), ..ReconcilerConfig::default() };
+        assert_eq!(faults(config.clone()), Vec::<String>::new());
+        let classes = |asked| config.job_options(asked, None, None).repair.map(|repair| repair.classes);
+        assert_eq!(classes(None), Some(vec!["STALE".to_owned()]));
+        assert_eq!(classes(Some(vec![Class::TargetAhead])), Some(vec!["TARGET_AHEAD".to_owned()]));
+        assert_eq!(classes(Some(Vec::new())), None);
+        assert_eq!(config.repair.classes(Policy::Ask), ["EXTRA"]);
+        assert_eq!(config.job_options(None, Some(true), Some(5)).max_seconds, Some(5));
+        assert_eq!(ReconcilerConfig::default().job_options(None, Some(true), None), JobOptions::NONE);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Letters, Service, Settings};
 use crate::barrier::{Barrier, BarrierError, BarrierSettings, Passed};
-use crate::{Options, Outcome, PipelineBarrier, Progress, Reconciler, Scope};
+use crate::{Options, Outcome, PipelineBarrier, Progress, Reconciler, Repair, RepairBounds, Scope};
 
 pub(super) struct Engine {
     pub(super) letters: Letters,
@@ -20,7 +20,7 @@ pub(super) struct Engine {
 }
 
 struct Connected {
-    reconciler: Reconciler,
+    reader: ClusterReader,
     barrier: Arc<PipelineBarrier>,
 }
 
@@ -44,18 +44,16 @@ impl Engine {
     }
 
     async fn connect(&self, service: &Service) -> Result<Connected, Unavailable> {
-        let Settings { cassandra, kafka, captured, marks, reconciler, .. } = &service.settings;
+        let Settings { cassandra, kafka, captured, marks, .. } = &service.settings;
         let unavailable = |error: &dyn std::error::Error| Unavailable(sentence(error));
         let node = Box::pin(Cassandra::connect(cassandra)).await.map_err(|error| unavailable(&error))?;
         let reader = ClusterReader::connect(cassandra).await.map_err(|error| unavailable(&error))?;
         let settings = BarrierSettings { marks: marks.clone(), captured: captured.clone() };
         let target = self.letters.target.clone();
-        let barrier = Box::pin(Barrier::connect(node, target.clone(), kafka.as_ref(), settings)).await;
+        let barrier = Box::pin(Barrier::connect(node, target, kafka.as_ref(), settings)).await;
         let barrier = barrier.map_err(|error| unavailable(&error))?;
         let barrier = Arc::new(PipelineBarrier::new(barrier, service.barrier_timeout()));
-        let options = Options { parallel: reconciler.parallel, ..Options::default() };
-        let reconciler = Reconciler::new(reader, target, barrier.clone(), options);
-        Ok(Connected { reconciler, barrier })
+        Ok(Connected { reader, barrier })
     }
 
     /// A captured table as Cassandra has it now.
@@ -82,18 +80,30 @@ impl Engine {
         }
     }
 
-    /// Compares a whole table.
+    /// Compares some tokens of a table, and repairs in them what it may.
+    #[expect(clippy::too_many_arguments, reason = "each of them says what to do")]
     pub(super) async fn compare(
         &self,
         service: &Service,
         table: &Arc<TableSchema>,
+        range: TokenRange,
         strategy: Strategy,
+        repair: Option<(Repair, RepairBounds)>,
         progress: &Arc<Progress>,
         cancel: &CancellationToken,
     ) -> Result<Outcome, Unavailable> {
         let connected = self.connected(service).await?;
-        let scope = Scope { table: Arc::clone(table), range: TokenRange::RING };
-        let outcome = connected.reconciler.compare(&scope, strategy, progress, cancel).await;
+        let (repair, bounds) = repair.unzip();
+        let options = Options {
+            parallel: service.settings.reconciler.parallel,
+            repair,
+            bounds: bounds.unwrap_or_default(),
+            ..Options::default()
+        };
+        let target = self.letters.target.clone();
+        let reconciler = Reconciler::new(connected.reader.clone(), target, connected.barrier.clone(), options);
+        let scope = Scope { table: Arc::clone(table), range };
+        let outcome = reconciler.compare(&scope, strategy, progress, cancel).await;
         outcome.map_err(|error| Unavailable(sentence(&error)))
     }
 

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use uuid::Uuid;
 
+use super::watch::Watch;
 use super::{Service, Shared};
-use crate::{Progress, Stage};
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(5);
@@ -27,7 +27,8 @@ struct Inner {
     tables: Vec<TableState>,
     /// Why the last look failed; also before the first one.
     problem: Option<String>,
-    running: Option<(Uuid, String, Arc<Progress>)>,
+    /// Jobs this process runs, and of which table.
+    running: Vec<(Uuid, String, Arc<Watch>)>,
 }
 
 impl Default for Figures {
@@ -42,9 +43,14 @@ impl Figures {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The job this process runs.
-    pub(super) fn running(&self, job: Option<(Uuid, String, Arc<Progress>)>) {
-        self.inner().running = job;
+    /// This process runs a job.
+    pub(super) fn begin(&self, job: Uuid, table: String, watch: Arc<Watch>) {
+        self.inner().running.push((job, table, watch));
+    }
+
+    /// It does no longer.
+    pub(super) fn end(&self, job: Uuid) {
+        self.inner().running.retain(|(own, _, _)| *own != job);
     }
 }
 
@@ -77,12 +83,11 @@ pub(super) async fn look(service: &Service) {
 impl Report for Service {
     fn status(&self) -> Value {
         let inner = self.figures.inner();
-        let running = inner.running.as_ref().map(|(job, table, progress)| {
-            let (done, total) = progress.done();
-            json!({"job_id": job, "table": table, "stage": if progress.stage() == Stage::Passes { "ranges" } else { "leaves" },
-                "done": done, "total": total, "rows": progress.rows(), "suspects": progress.suspects(),
-                "findings": progress.findings()})
-        });
+        let running: Vec<Value> = inner
+            .running
+            .iter()
+            .map(|(job, table, watch)| json!({"job_id": job, "table": table, "progress": watch.progress()}))
+            .collect();
         let mut status = json!({
             "role": "reconciler",
             "mode": if self.settings.kafka.is_some() { "kafka" } else { "direct" },
@@ -157,7 +162,7 @@ fn write_metrics(out: &mut String, tables: &[TableState]) {
     family(out, jobs, tables, |table| {
         let mut ended = table.jobs.clone();
         if let Some(ended) = ended.as_object_mut() {
-            ended.retain(|status, _| !matches!(status.as_str(), "QUEUED" | "RUNNING"));
+            ended.retain(|status, _| !matches!(status.as_str(), "QUEUED" | "RUNNING" | "PAUSED"));
         }
         by("status", &ended)
     });

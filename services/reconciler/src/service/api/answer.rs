@@ -131,11 +131,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let late = || Problem::new(StatusCode::REQUEST_TIMEOUT, "BODY_TOO_SLOW", "the body did not arrive in time");
-        let reading = tokio::time::timeout(BODY_WITHIN, Bytes::from_request(request, state));
-        let bytes = reading.await.map_err(|_| late())?.map_err(|rejection: BytesRejection| {
-            Problem::new(rejection.status(), "INVALID_BODY", rejection.body_text())
-        })?;
+        let bytes = bytes(request, state).await?;
         let text: &[u8] = if bytes.trim_ascii().is_empty() { b"{}" } else { &bytes };
         let mut reader = serde_json::Deserializer::from_slice(text);
         let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
@@ -146,6 +142,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
         reader.end().map_err(|error| Problem::bad("INVALID_BODY", format!("the body is not valid: {error}")))?;
         Ok(Self(read))
     }
+}
+
+/// All of a body, if it arrives.
+pub(super) async fn bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+    let late = || Problem::new(StatusCode::REQUEST_TIMEOUT, "BODY_TOO_SLOW", "the body did not arrive in time");
+    let reading = tokio::time::timeout(BODY_WITHIN, Bytes::from_request(request, state));
+    let invalid = |rejection: BytesRejection| Problem::new(rejection.status(), "INVALID_BODY", rejection.body_text());
+    reading.await.map_err(|_| late())?.map_err(invalid)
 }
 
 /// The id in the path.

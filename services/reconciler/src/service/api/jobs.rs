@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use axum::extract::State;
 use axum::http::StatusCode;
+use cdc_model::TokenRange;
 use cdc_postgres::Strategy;
-use cdc_postgres::ledger::{Cancelled, Job, JobFilter, MismatchFilter, Page, Wish};
+use cdc_postgres::ledger::{Cancelled, Job, JobFilter, MismatchFilter, Page, Paused, RANGES, Resumed, Wish};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::answer::{Answer, Body, Id, Params, Problem, Slice, json, names, ok};
-use crate::service::{Service, Shared};
+use crate::Class;
+use crate::service::found::name;
+use crate::service::{Service, Shared, watch};
 
 /// Who did it, in the audit log.
 pub(super) const ACTOR: &str = "api";
@@ -22,11 +25,18 @@ const SAMPLE: usize = 10;
 const CRITICAL: f64 = 5.0;
 
 names!(Priority: High = "HIGH", Normal = "NORMAL", Low = "LOW");
-names!(Status: Queued = "QUEUED", Running = "RUNNING", Completed = "COMPLETED", Failed = "FAILED", Cancelled = "CANCELLED");
-names!(JobType: Manual = "MANUAL_ONDEMAND", Scheduled = "SCHEDULED");
+names!(Status: Queued = "QUEUED", Running = "RUNNING", Paused = "PAUSED", Completed = "COMPLETED", Failed = "FAILED", Cancelled = "CANCELLED");
+names!(JobType: Manual = "MANUAL_ONDEMAND", Scheduled = "SCHEDULED", Repair = "REPAIR");
 
-pub(super) const TRIGGER: &[(&str, &str)] =
-    &[("tables", "array"), ("validation_strategy", "string"), ("priority", "string")];
+pub(super) const TRIGGER: &[(&str, &str)] = &[
+    ("tables", "array"),
+    ("validation_strategy", "string"),
+    ("priority", "string"),
+    ("range", "string"),
+    ("max_seconds", "integer"),
+    ("repair", "array"),
+    ("repair_dry_run", "boolean"),
+];
 pub(super) const QUERY: &[&str] = &[
     "table",
     "status",
@@ -45,14 +55,44 @@ pub(super) struct Trigger {
     tables: Option<Vec<String>>,
     validation_strategy: Option<Strategy>,
     priority: Option<Priority>,
+    range: Option<String>,
+    max_seconds: Option<u64>,
+    repair: Option<Vec<Class>>,
+    repair_dry_run: Option<bool>,
+}
+
+pub(super) fn disabled() -> Problem {
+    Problem::unavailable("RECONCILIATION_DISABLED", "comparisons are switched off by reconciler.enabled")
+}
+
+/// Two tokens, as `START:END`.
+fn range(text: &str) -> Option<TokenRange> {
+    let (start, end) = text.split_once(':')?;
+    let range = TokenRange { start: start.parse().ok()?, end: end.parse().ok()? };
+    (range.start < range.end).then_some(range)
 }
 
 pub(super) async fn trigger(State(service): State<Shared>, Body(body): Body<Trigger>) -> Answer {
     let config = &service.settings.reconciler;
     if !config.enabled {
-        let message = "comparisons are switched off by reconciler.enabled";
-        return Err(Problem::unavailable("RECONCILIATION_DISABLED", message));
+        return Err(disabled());
     }
+    if body.max_seconds == Some(0) {
+        return Err(Problem::bad("INVALID_BODY", "max_seconds is 0: use 1 or more, or leave it out"));
+    }
+    if let Some(class) = body.repair.iter().flatten().find(|class| !class.is_repairable()) {
+        let classes: Vec<String> = Class::ALL.into_iter().filter(|class| class.is_repairable()).map(name).collect();
+        let message = format!("repair has {}, which cannot be repaired: use {}", name(*class), classes.join(", "));
+        return Err(Problem::bad("INVALID_REPAIR", message));
+    }
+    let range = match &body.range {
+        None => TokenRange::RING,
+        Some(text) => range(text).ok_or_else(|| {
+            let message = "range must be START:END, two tokens, the first one less, as in -100:100";
+            Problem::bad("INVALID_RANGE", message)
+        })?,
+    };
+    let options = config.job_options(body.repair, body.repair_dry_run, body.max_seconds);
     let known = service.tables().await?;
     let mut tables: Vec<_> = match body.tables {
         None => known,
@@ -66,23 +106,29 @@ pub(super) async fn trigger(State(service): State<Shared>, Body(body): Body<Trig
     tables.retain(|table| seen.insert(table.clone()));
     let strategy = body.validation_strategy.unwrap_or(config.strategy);
     let priority = body.priority.unwrap_or(Priority::Normal).name();
-    let wishes: Vec<Wish<'_>> =
-        tables.iter().map(|(keyspace, table)| Wish { keyspace, table, strategy, priority }).collect();
+    let wishes: Vec<Wish<'_>> = tables
+        .iter()
+        .map(|(keyspace, table)| Wish { keyspace, table, strategy, priority, range, options: options.clone() })
+        .collect();
     let requested = service.ledger.request(&wishes, ACTOR).await?;
     service.work.notify_waiters();
-    let status = |is_new: bool| if is_new { "RUNNING" } else { "ALREADY_RUNNING" };
+    let status = |is_new: bool, is_paused: bool| match (is_new, is_paused) {
+        (true, _) => "RUNNING",
+        (false, true) => "PAUSED",
+        (false, false) => "ALREADY_RUNNING",
+    };
     let new = requested.iter().filter(|one| one.is_new).count();
     let jobs: Vec<Value> = tables
         .iter()
         .zip(&requested)
         .map(|((keyspace, table), one)| {
-            json!({"job_id": one.job, "keyspace": keyspace, "table_name": table, "status": status(one.is_new)})
+            json!({"job_id": one.job, "keyspace": keyspace, "table_name": table, "status": status(one.is_new, one.is_paused)})
         })
         .collect();
     let running = requested.len() - new;
     let answer = json!({
         "job_ids": requested.iter().map(|one| one.job).collect::<Vec<_>>(),
-        "status": status(new > 0),
+        "status": status(new > 0, requested.iter().all(|one| one.is_paused)),
         "message": format!("{new} comparisons begin, {running} of these tables had one already"),
         "jobs": jobs,
     });
@@ -157,6 +203,19 @@ pub(super) async fn list(State(service): State<Shared>, Params(query): Params<Qu
 
 fn describe(job: &Job) -> Value {
     let mut value = json!(job);
+    value["range"] = json!({"start": job.range_start, "end": job.range_end});
+    value["repair"] = job.options["repair"].clone();
+    value["max_seconds"] = job.options["max_seconds"].clone();
+    let rows = job.cassandra_row_count.unwrap_or_default().unsigned_abs();
+    let is_done = job.completed_at.is_some();
+    let mut progress =
+        job.progress.clone().unwrap_or_else(|| watch::of(rows, job.worked_seconds, job.ranges_done.into()));
+    if is_done || job.status == "PAUSED" {
+        progress["eta_seconds"] = Value::Null;
+    }
+    progress["ranges_done"] = job.ranges_done.into();
+    progress["ranges_total"] = RANGES.into();
+    value["progress"] = progress;
     value["alert_fired"] = job.drift_percentage.is_some_and(|drift| drift > CRITICAL).into();
     value
 }
@@ -182,7 +241,7 @@ pub(super) async fn show(State(service): State<Shared>, Id(id): Id) -> Answer {
         *summary.entry(of_type).or_default() += count.as_u64().unwrap_or_default();
     }
     let summary = json!(summary);
-    let mismatches: Vec<Value> = found.iter().map(super::mismatches::describe).collect();
+    let mismatches: Vec<Value> = found.iter().map(|one| super::mismatches::describe(&service, one)).collect();
     answer["mismatches_summary"] = summary;
     answer["sample_mismatches"] = mismatches.iter().take(SAMPLE).cloned().collect();
     answer["mismatches_truncated"] = (total > MISMATCHES).into();
@@ -197,14 +256,41 @@ pub(super) async fn cancel(State(service): State<Shared>, Id(id): Id) -> Answer 
     let cancelled = service.ledger.cancel_job(id, ACTOR).await?;
     let (code, status) = match cancelled {
         Cancelled::Unknown => return Err(Problem::unknown("job", id)),
-        Cancelled::Ended(status) => {
-            let message = format!("the job has ended already: it is {status}");
-            return Err(Problem::new(StatusCode::CONFLICT, "JOB_ENDED", message).with("job_status", status));
-        }
+        Cancelled::Ended(status) => return Err(ended(status)),
         Cancelled::Now => (StatusCode::OK, "CANCELLED"),
         Cancelled::Soon => (StatusCode::ACCEPTED, "CANCELLING"),
     };
     Ok(json(code, &json!({"job_id": id, "status": status})))
+}
+
+pub(super) async fn pause(State(service): State<Shared>, Id(id): Id) -> Answer {
+    let (code, status) = match service.ledger.pause_job(id, ACTOR).await? {
+        Paused::Unknown => return Err(Problem::unknown("job", id)),
+        Paused::Ended(status) => return Err(ended(status)),
+        Paused::Now => (StatusCode::OK, "PAUSED"),
+        Paused::Soon => (StatusCode::ACCEPTED, "PAUSING"),
+    };
+    Ok(json(code, &json!({"job_id": id, "status": status})))
+}
+
+pub(super) async fn resume(State(service): State<Shared>, Id(id): Id) -> Answer {
+    match service.ledger.resume_job(id, ACTOR).await? {
+        Resumed::Unknown => Err(Problem::unknown("job", id)),
+        Resumed::NotPaused(status) if matches!(status.as_str(), "QUEUED" | "RUNNING") => {
+            let message = format!("the job is not paused: it is {status}");
+            Err(Problem::new(StatusCode::CONFLICT, "NOT_PAUSED", message).with("job_status", status))
+        }
+        Resumed::NotPaused(status) => Err(ended(status)),
+        Resumed::Now => {
+            service.work.notify_waiters();
+            ok(&json!({"job_id": id, "status": "QUEUED"}))
+        }
+    }
+}
+
+fn ended(status: String) -> Problem {
+    let message = format!("the job has ended already: it is {status}");
+    Problem::new(StatusCode::CONFLICT, "JOB_ENDED", message).with("job_status", status)
 }
 
 pub(super) async fn coverage(State(service): State<Shared>) -> Answer {
@@ -231,8 +317,16 @@ mod tests {
 
     #[test]
     fn job_types_are_those_of_the_ledger() {
-        let names = [JobType::Manual, JobType::Scheduled].map(JobType::name);
+        let names = [JobType::Manual, JobType::Scheduled, JobType::Repair].map(JobType::name);
         assert_eq!(names, JobKind::ALL.map(JobKind::name));
+    }
+
+    #[test]
+    fn a_range_is_two_tokens_in_order() {
+        assert_eq!(range("-9223372036854775808:0"), Some(TokenRange { start: i64::MIN, end: 0 }));
+        for wrong in ["", "1", "1:", "2:1", "1:1", "a:b", "1:2:3", "0:9223372036854775808"] {
+            assert_eq!(range(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -1,14 +1,19 @@
 //! Rows proven wrong, and what was done about them.
 
 use axum::extract::State;
-use cdc_postgres::ledger::{Mismatch, MismatchFilter, Resolution};
+use axum::http::StatusCode;
+use cdc_postgres::ledger::{Mismatch, MismatchFilter, RepairWish, Resolution};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::answer::{Answer, Body, Id, Params, Problem, Slice, names, ok};
-use super::jobs::{ACTOR, split};
-use crate::service::Shared;
+use super::answer::{Answer, Body, Id, Params, Problem, Slice, json, names, ok};
+use super::jobs::{ACTOR, disabled, split};
+use crate::Class;
+use crate::service::config::Policy;
+use crate::service::engine::Unavailable;
+use crate::service::found::name;
+use crate::service::{Service, Shared};
 
 /// Characters of a note.
 pub(super) const NOTES_MAX: usize = 1_000;
@@ -23,6 +28,7 @@ pub(super) const QUERY: &[&str] = &[
     "mismatch_type",
     "resolution_status",
     "job_id",
+    "awaiting_repair",
     "from_date",
     "to_date",
     super::PAGE[0],
@@ -30,6 +36,7 @@ pub(super) const QUERY: &[&str] = &[
     super::PAGE[2],
     super::PAGE[3],
 ];
+pub(super) const REPAIR: &[(&str, &str)] = &[("dry_run", "boolean")];
 pub(super) const RESOLVE: &[(&str, &str)] = &[("resolution_status", "string!"), ("resolution_notes", "string")];
 
 #[derive(Deserialize)]
@@ -39,6 +46,7 @@ pub(super) struct Query {
     mismatch_type: Option<MismatchType>,
     resolution_status: Option<Status>,
     job_id: Option<Uuid>,
+    awaiting_repair: Option<bool>,
     from_date: Option<String>,
     to_date: Option<String>,
     limit: Option<u32>,
@@ -59,14 +67,17 @@ pub(super) async fn list(State(service): State<Shared>, Params(query): Params<Qu
         resolution_status: query.resolution_status.map(|status| status.name().to_owned()),
         since: query.from_date,
         until: query.to_date,
+        awaits: query.awaiting_repair.map(|awaits| (awaits, service.settings.reconciler.repair.classes(Policy::Ask))),
     };
     let (found, total) = service.ledger.mismatches(&filter, slice.page()).await?;
-    ok(&slice.list("mismatches", found.iter().map(describe).collect(), total))
+    ok(&slice.list("mismatches", found.iter().map(|one| describe(&service, one)).collect(), total))
 }
 
 /// The members of a mismatch; those about rows' contents are there for older clients, and always empty.
-pub(super) fn describe(mismatch: &Mismatch) -> Value {
+pub(super) fn describe(service: &Service, mismatch: &Mismatch) -> Value {
     let mut value = json!(mismatch);
+    let asked = service.settings.reconciler.repair.classes(Policy::Ask);
+    value["awaiting_repair"] = (mismatch.resolution_status == "PENDING" && asked.contains(&mismatch.class)).into();
     for name in ["cassandra_checksum", "postgres_checksum", "cassandra_data", "postgres_data"] {
         value[name] = Value::Null;
     }
@@ -91,9 +102,51 @@ pub(super) async fn resolve(State(service): State<Shared>, Id(id): Id, Body(body
     let notes = notes(body.resolution_notes)?;
     let resolution = Resolution { status: body.resolution_status.name(), notes: notes.as_deref(), by: ACTOR };
     match service.ledger.resolve(id, &resolution).await? {
-        Some(mismatch) => ok(&describe(&mismatch)),
+        Some(mismatch) => ok(&describe(&service, &mismatch)),
         None => Err(Problem::unknown("mismatch", id)),
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Repair {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Every class may be repaired, because a person has named the row; the job judges it anew.
+pub(super) async fn repair(State(service): State<Shared>, Id(id): Id, Body(body): Body<Repair>) -> Answer {
+    let config = &service.settings.reconciler;
+    if !config.enabled {
+        return Err(disabled());
+    }
+    let mismatch = service.ledger.mismatch(id).await?.ok_or_else(|| Problem::unknown("mismatch", id))?;
+    if mismatch.resolution_status != "PENDING" {
+        let status = mismatch.resolution_status;
+        let problem = Problem::new(StatusCode::CONFLICT, "ALREADY_RESOLVED", format!("the mismatch is {status}"));
+        return Err(problem.with("resolution_status", status));
+    }
+    if mismatch.class == name(Class::InDlq) {
+        let message = "the row's change is a dead letter: replay it by POST /dlq/replay";
+        return Err(Problem::new(StatusCode::CONFLICT, "NOT_REPAIRABLE", message));
+    }
+    let starting = || Problem::unavailable("STARTING", "PostgreSQL has not answered yet");
+    let engine = service.engine.get().ok_or_else(starting)?;
+    let table = Box::pin(engine.table(&service, &mismatch.keyspace, &mismatch.table_name)).await;
+    table.map_err(|Unavailable(why)| Problem::unavailable("CASSANDRA_UNAVAILABLE", why))?;
+    let wish = RepairWish {
+        classes: Class::ALL.into_iter().filter(|class| class.is_repairable()).map(name).collect(),
+        // Of the row's partition, at least the row itself.
+        max_share_percent: 100.0,
+        rows_per_second: config.repair.rows_per_second,
+        dry_run: body.dry_run,
+        only: Some(mismatch.key_sha256.clone()),
+    };
+    let requested = service.ledger.request_repair(&mismatch, wish, ACTOR).await?;
+    service.work.notify_waiters();
+    let status = if requested.is_new { "RUNNING" } else { "ALREADY_RUNNING" };
+    let answer = json!({"job_id": requested.job, "mismatch_id": id, "status": status, "dry_run": body.dry_run});
+    Ok(json(StatusCode::ACCEPTED, &answer))
 }
 
 /// A note that is not too long to keep.

@@ -1,5 +1,7 @@
 //! The description of the routes, made of the same table as the router.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, ok};
@@ -53,8 +55,14 @@ fn operation(route: &Route) -> Value {
         let kind = if super::PAGE.contains(name) { "integer" } else { "string" };
         json!({"name": name, "in": "query", "schema": {"type": kind}})
     });
-    let responses: Map<String, Value> = route.answers.iter().map(|code| (code.to_string(), response(*code))).collect();
-    let parameters: Vec<Value> = in_path.chain(in_query).collect();
+    let in_header = route.once.then(|| {
+        json!({"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 255},
+            "description": "The same request with the same key is carried out once, and answered alike for 24 hours."})
+    });
+    let codes: BTreeSet<u16> =
+        route.answers.iter().copied().chain(route.once.then_some([409, 422]).into_iter().flatten()).collect();
+    let responses: Map<String, Value> = codes.iter().map(|code| (code.to_string(), response(*code))).collect();
+    let parameters: Vec<Value> = in_path.chain(in_query).chain(in_header).collect();
     let mut operation = json!({"summary": route.summary, "parameters": parameters, "responses": responses});
     if !route.body.is_empty() {
         let required: Vec<&str> =
@@ -83,7 +91,8 @@ fn response(code: u16) -> Value {
         202 => json!({"description": "Accepted", "content": {"application/json": {"schema": {"type": "object"}}}}),
         400 => json!({"description": "The request is wrong; `detail` says what", "content": problem}),
         404 => json!({"description": "There is no such thing", "content": problem}),
-        409 => json!({"description": "Too late", "content": problem}),
+        409 => json!({"description": "Too late, or the same request is being answered", "content": problem}),
+        422 => json!({"description": "The Idempotency-Key belongs to another request", "content": problem}),
         503 => json!({"description": "Not now", "content": problem}),
         _ => json!({"description": "Not in time; `missing` says what was waited for", "content": problem}),
     }
