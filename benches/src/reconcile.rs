@@ -83,7 +83,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
         let reconcile =
             ReconcileOptions { parallel: options.parallel, consistency: Consistency::One, ..Default::default() };
         let reconciler = Reconciler::new(reader.clone(), target.clone(), Arc::new(NoBarrier), reconcile);
-        let scope = Scope { table: Arc::clone(&table), range: TokenRange::RING };
+        let scope = Scope::new(Arc::clone(&table), TokenRange::RING);
         let (progress, cancel) = (Arc::default(), CancellationToken::new());
         let outcome = reconciler.compare(&scope, Strategy::Checksum, &progress, &cancel).await?;
         ensure!(outcome.suspects == 0 && outcome.rows.cassandra.cast_signed() == options.rows, "{outcome:?}");

@@ -1,10 +1,13 @@
 //! `cdc reconcile run` beside a running pipeline, under load.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
+use anyhow::ensure;
 use serde_json::{Value, json};
 
-use crate::pipeline::{Servers, cdc, connect_postgres};
+use crate::pipeline::{Process, Servers, cdc, connect_postgres, eventually};
+
+const SOON: Duration = Duration::from_secs(60);
 
 const TABLE: &str = "create table shop.stock (p int, c int, name text, n int, tags set<text>, place text static, \
                      primary key (p, c)) with cdc = true";
@@ -62,6 +65,36 @@ fn findings(report: &Value) -> BTreeMap<String, Value> {
     found
 }
 
+/// The same by a service and its client.
+fn ask_the_service(servers: &Servers) {
+    let config = servers.config("service", "");
+    let port = servers.folder().join("api.port");
+    let section = format!("reconciler:\n  listen: 127.0.0.1:0\n  port_file: {}\n", port.display());
+    std::fs::write(&config, std::fs::read_to_string(&config).unwrap() + &section).unwrap();
+    let service = Process::spawn("reconciler", config);
+    let port = eventually("the service answers", SOON, || Ok(std::fs::read_to_string(&port)?));
+    let url = format!("http://127.0.0.1:{}", port.trim());
+    let ask = |arguments: &[&str]| {
+        let output = cdc().arg("reconcile").args(arguments).args(["--url", &url]).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    // It connects to PostgreSQL by itself.
+    eventually("the service works", SOON, || {
+        let (code, _, error) = ask(&["status"]);
+        ensure!(code == Some(0), "{error}");
+        Ok(())
+    });
+    let (code, text, error) = ask(&["start", "--table", "shop.stock", "--wait", "--output", "json"]);
+    assert_eq!(code, Some(7), "{text}{error}{}", service.log());
+    let jobs: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&jobs[0]["status"], &jobs[0]["mismatch_count"]), (&json!("COMPLETED"), &json!(9)), "{jobs:#}");
+    let (code, page, error) = ask(&["report", jobs[0]["job_id"].as_str().unwrap()]);
+    assert!(code == Some(0) && page.matches("VALUE_DIFFERS").count() >= 5, "{page}{error}");
+    assert!(!page.contains("somebody else") && !page.contains("somebody&#39;s"), "{page}");
+    let (code, _, error) = ask(&["start", "--table", "shop.users", "--wait"]);
+    assert_eq!(code, Some(0), "{error}{}", service.log());
+}
+
 #[test]
 fn reconcile_proves_equality_under_load_names_what_somebody_changed_and_repairs_it() {
     let servers = Servers::start(false);
@@ -99,6 +132,34 @@ fn reconcile_proves_equality_under_load_names_what_somebody_changed_and_repairs_
     let report: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
     let found = findings(&report);
     assert_eq!(found, expected(), "{report:#}");
+
+    // Parts of it, and all of it by other ways.
+    let part = |arguments: &[&str]| {
+        let answer =
+            reconcile(&config, &[&["--table", "shop.stock", "--output", "json", "--show-keys"], arguments].concat());
+        let report: Value = serde_json::from_str(&answer.text).unwrap_or_else(|_| panic!("{}", answer.text));
+        (answer.code, findings(&report), report)
+    };
+    let fourth = BTreeMap::from([("4.0".to_owned(), expected()["4.0"].clone())]);
+    for (key, code, found) in [("4", 7, &fourth), ("{\"p\": 4}", 7, &fourth), ("(0)", 0, &BTreeMap::new())] {
+        let (own, own_found, report) = part(&["--partition", key]);
+        assert_eq!(
+            (own, &own_found, &report[0]["rows"]["cassandra"]),
+            (Some(code), found, &json!(3)),
+            "{key} {report:#}"
+        );
+    }
+    let wrong = reconcile(&config, &["--table", "shop.stock", "--partition", "'four'"]);
+    assert!(wrong.code == Some(2) && wrong.text.contains("column p is of type int"), "{}", wrong.text);
+    let (code, found, report) = part(&["--strategy", "sample", "--sample-percent", "100", "--seed", "3"]);
+    assert_eq!((code, found, &report[0]["sample"]["seed"]), (Some(7), expected(), &json!(3)), "{report:#}");
+    let times =
+        ["--strategy", "timestamp-range", "--written-from", "1970-01-01", "--written-to", "2100-01-01T00:00:00Z"];
+    let (code, found, report) = part(&times);
+    assert_eq!((code, found, &report[0]["strategy"]), (Some(7), expected(), &json!("TIMESTAMP_RANGE")), "{report:#}");
+    let (code, found, _) = part(&[&times[..3], &["0", "--written-to", "1"]].concat());
+    assert_eq!((code, found), (Some(0), BTreeMap::new()));
+    ask_the_service(&servers);
 
     // Repaired is what was asked for, if it is not too much, and only then.
     let repair = |arguments: &[&str]| {

@@ -31,7 +31,7 @@ pub use dead_letters::{
     Undecodable, Undecoded, UnpublishedLetter,
 };
 pub use error::{ApplyError, Disposition, Fault, TargetError};
-pub use mirror::{Expected, Hashed, Leaf, Mirror, Replacement, Seen, StoredRow, Strategy};
+pub use mirror::{Expected, Hashed, Leaf, Mirror, Part, Replacement, Seen, StoredRow, Strategy};
 pub use prepare::differences;
 pub use settings::{ColumnSettings, Mask, OnUnrepresentable, SchemaMode, TableSettings};
 pub use stream::{Advance, Claim, StreamName};

@@ -1,7 +1,7 @@
 //! A table of the source and its targets, to be compared: what PostgreSQL should show of a source row, digests of what it
 //! shows, and all that it knows of single rows. Nothing here writes, but for [`Mirror::replace`].
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, fmt::Write as _, sync::Arc};
 
 use cdc_model::{
     ColumnKind, LocalTime, NodeId, Provenance, RowKey, RowState, SegmentPosition, TableSchema, TokenRange, ValueBytes,
@@ -31,6 +31,8 @@ use crate::{
 /// Whole tables are read, and their leaves summed up in memory: what is set for the lookups of the apply path would be wrong.
 const PASS: &str = "begin isolation level repeatable read read only; set local enable_seqscan = on; \
     set local plan_cache_mode = auto; set local work_mem = '64MB'; set local enable_hashjoin = on";
+
+const IN_MEMORY: &str = "writing to a String does not fail";
 
 /// What two rows of one key are compared by.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Deserialize)]
@@ -84,6 +86,22 @@ impl Leaf {
         self.rows += other.rows;
         self.keys = self.keys.wrapping_add(other.keys);
         self.values = self.values.wrapping_add(other.values);
+    }
+}
+
+/// Which rows of a target table are summed up; a range alone admits all of its rows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Part<'p> {
+    pub range: TokenRange,
+    /// Only those of some leaves.
+    pub leaves: Option<&'p [i64]>,
+    /// Only those whose `_cdc_written_at` is not before the first, and before the second.
+    pub written: Option<(i64, i64)>,
+}
+
+impl From<TokenRange> for Part<'_> {
+    fn from(range: TokenRange) -> Self {
+        Self { range, leaves: None, written: None }
     }
 }
 
@@ -272,7 +290,7 @@ impl Mirror {
         (key, values)
     }
 
-    /// What the rows of a range add up to, by the highest bits of their tokens (`token >> shift`): one pass over the table.
+    /// What rows add up to, by the highest bits of their tokens (`token >> shift`): one pass over the table.
     ///
     /// # Errors
     /// [`TargetError::Database`].
@@ -280,19 +298,31 @@ impl Mirror {
         &'a self,
         strategy: Strategy,
         kind: ColumnKind,
-        range: TokenRange,
+        part: impl Into<Part<'a>>,
         shift: u8,
     ) -> BoxFuture<'a, Result<HashMap<i64, Leaf>, TargetError>> {
+        let Part { range, leaves: wanted, written } = part.into();
         Box::pin(async move {
             let relation = self.relation(kind);
             let (key, value) = self.digests(relation, strategy);
-            let sql = format!(
+            let mut sql = format!(
                 "-- cdc: leaves\nselect t.{TOKEN} >> $3, count(*), sum(k.k)::text, sum({value})::text from {} as t \
-                 cross join lateral (select {key} as k) as k where t.{TOKEN} > $1 and t.{TOKEN} <= $2 group by 1",
+                 cross join lateral (select {key} as k) as k where t.{TOKEN} > $1 and t.{TOKEN} <= $2",
                 relation.name
             );
+            let shift = i32::from(shift);
+            let mut params: Vec<&(dyn ToSql + Sync)> = vec![&range.start, &range.end, &shift];
+            if let Some(wanted) = &wanted {
+                params.push(wanted);
+                write!(sql, " and t.{TOKEN} >> $3 = any(${})", params.len()).expect(IN_MEMORY);
+            }
+            if let Some((from, to)) = &written {
+                params.extend([from as &(dyn ToSql + Sync), to]);
+                let (from, to) = (params.len() - 1, params.len());
+                write!(sql, " and t.{WRITTEN_AT} >= ${from} and t.{WRITTEN_AT} < ${to}").expect(IN_MEMORY);
+            }
+            sql.push_str(" group by 1");
             let mut leaves = HashMap::new();
-            let params: [&(dyn ToSql + Sync); 3] = [&range.start, &range.end, &i32::from(shift)];
             self.pass(&sql, &params, &mut |row| {
                 let sum = |at: usize| {
                     let sum: i128 = row.get::<_, &str>(at).parse().expect("a sum of integers is one");

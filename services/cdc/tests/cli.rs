@@ -119,10 +119,33 @@ fn a_wrong_command_line_exits_with_2() {
 }
 
 #[test]
+fn what_reconcile_is_to_compare_is_checked_before_anything_is_read() {
+    let refused = |arguments: &[&str], words: &str| {
+        let said =
+            said(&mut cdc(&[&["reconcile", "run", "/nowhere.yaml", "--table", "shop.users"], arguments].concat()));
+        assert_eq!(said.code, Some(USAGE), "{arguments:?}: {}", said.err);
+        assert!(said.err.contains(words), "{arguments:?}: {}", said.err);
+    };
+    let range = "--strategy=timestamp-range";
+    refused(&["--strategy", "sample"], "--sample-percent");
+    refused(&["--strategy", "sample", "--sample-percent", "0"], "above 0, up to 100");
+    refused(&["--sample-percent", "1"], "goes with --strategy sample");
+    refused(&["--seed", "1"], "--sample-percent");
+    refused(&[range, "--written-from", "2026-11-21"], "--written-to");
+    refused(&[range, "--written-from", "soon", "--written-to", "5"], "2026-11-21T10:00:00Z");
+    refused(&[range, "--written-from", "5", "--written-to", "5"], "must be before");
+    refused(&["--written-from", "5"], "go with --strategy timestamp-range");
+    refused(&["--partition", "5", "--range", "0:1"], "cannot be used with");
+    refused(&["--partition", "5", "--strategy", "sample", "--sample-percent", "1"], "use one of them");
+}
+
+#[test]
 fn every_command_explains_itself_with_examples() {
     let help = said(&mut cdc(&["--help"]));
     assert!(help.code == Some(OK) && help.out.contains("Exit codes:"), "{}", help.out);
-    for command in ["source", "sink", "run", "reconciler", "validate", "status", "dev", "log", "dlq"] {
+    for command in
+        ["source", "sink", "run", "reconciler", "validate", "status", "dev", "log", "dlq", "reconcile", "snapshot"]
+    {
         let help = said(&mut cdc(&[command, "--help"]));
         assert!(help.code == Some(OK) && help.out.contains("Examples:"), "{command}: {}", help.out);
     }

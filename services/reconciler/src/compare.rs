@@ -5,22 +5,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cdc_cassandra::{CassandraError, ClusterReader, Consistency, Fields, TableReader};
-use cdc_model::{ColumnKind, RowKey, TableSchema, TokenRange, token};
-use cdc_postgres::{Hashed, Leaf, Mirror, StoredRow, Strategy, Target, TargetError};
+use cdc_model::{ColumnKind, RowKey, TableSchema, TokenRange, WriteTime, token};
+use cdc_postgres::{Hashed, Leaf, Mirror, Part, StoredRow, Strategy, Target, TargetError};
 use futures::future::BoxFuture;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::progress::{Progress, Stage};
+use crate::sample::Tally;
+use crate::scope::{SHIFT, Written, is_in, joined, runs};
 use crate::settle::{Settling, now};
-use crate::{Class, Coverage, Finding, Gap, Outcome, Repair, RepairBounds, Repairs, Rows};
+use crate::{Class, Coverage, Finding, Gap, Only, Outcome, Repair, RepairBounds, Repairs, Rows, Scope};
 
-/// The ring has 65,536 leaves.
-const SHIFT: u8 = 48;
-/// Parts of the ring that are read on their own, so that one that fails does not cost the others, and progress shows; of a
-/// scope that is a share of it there are as many fewer, but for this many.
-const RANGES: u64 = 1_024;
-const RANGES_MIN: u64 = 16;
 /// Rows of PostgreSQL held at a time while leaves are read row by row; a single leaf may have more.
 const ROWS_AT_A_TIME: u64 = 200_000;
 /// Suspects that share barriers.
@@ -59,13 +55,6 @@ impl Default for Options {
     }
 }
 
-/// What to compare.
-#[derive(Clone, Debug)]
-pub struct Scope {
-    pub table: Arc<TableSchema>,
-    pub range: TokenRange,
-}
-
 #[derive(thiserror::Error, Debug)]
 pub enum ReconcileError {
     #[error(transparent)]
@@ -85,7 +74,7 @@ type Leaves = HashMap<(ColumnKind, i64), Leaf>;
 
 /// Of a part of the ring in Cassandra.
 #[derive(Default)]
-struct Part {
+struct Folded {
     leaves: Vec<(ColumnKind, i64, Leaf)>,
     /// Rows PostgreSQL cannot hold.
     misfits: Vec<RowKey>,
@@ -96,6 +85,8 @@ struct Comparison<'c> {
     reader: TableReader,
     mirror: Mirror,
     scope: &'c Scope,
+    /// Of a sample.
+    drawn: Option<Vec<i64>>,
     strategy: Strategy,
     progress: &'c Arc<Progress>,
     cancel: &'c CancellationToken,
@@ -105,6 +96,7 @@ struct Comparison<'c> {
     suspects: u64,
     in_motion: u64,
     repairs: Option<Repairs>,
+    tally: Tally,
 }
 
 impl Reconciler {
@@ -126,16 +118,18 @@ impl Reconciler {
         Box::pin(async move {
             let (began_at, began) = (now().0, Instant::now());
             let mirror = self.target.mirror(Arc::clone(&scope.table)).await?;
-            let fields = match strategy {
-                Strategy::Checksum => Fields::Values,
-                Strategy::Version => Fields::Times,
-                Strategy::RowCount => Fields::Nothing,
+            let fields = match (strategy, scope.written()) {
+                (Strategy::Checksum, None) => Fields::Values,
+                (Strategy::Checksum, Some(_)) => Fields::All,
+                (Strategy::RowCount, None) => Fields::Nothing,
+                (Strategy::Version, _) | (Strategy::RowCount, Some(_)) => Fields::Times,
             };
             let reader = self.cassandra.table(Arc::clone(mirror.schema()), fields, self.options.consistency).await?;
             let mut comparison = Comparison {
                 reader,
                 mirror,
                 scope,
+                drawn: scope.drawn(),
                 strategy,
                 progress,
                 cancel,
@@ -145,6 +139,7 @@ impl Reconciler {
                 suspects: 0,
                 in_motion: 0,
                 repairs: None,
+                tally: Tally::default(),
             };
             let (rows, unequal, misfits) = comparison.passes(self.options.parallel).await?;
             comparison.repairs = self.options.repair.map(|repair| repair.of(rows, &self.options.bounds));
@@ -155,14 +150,16 @@ impl Reconciler {
 }
 
 impl Comparison<'_> {
-    /// Reads both stores whole. Returns leaves that differ with the rows they have, and rows PostgreSQL cannot hold.
+    /// Reads both stores. Returns leaves that differ with the rows they have, and rows PostgreSQL cannot hold.
     async fn passes(&mut self, parallel: usize) -> Result<(Rows, BTreeMap<i64, u64>, Vec<RowKey>), ReconcileError> {
-        let parts: Vec<TokenRange> = self.scope.range.parts(parts(self.scope.range)).collect();
+        let parts = self.scope.parts(self.drawn.as_deref());
         self.progress.begin(Stage::Passes, parts.len());
+        let written = self.scope.written().map(|Written { from, to }| (from, to));
+        let part = Part { range: self.scope.range, leaves: self.drawn.as_deref(), written };
         let stored = async {
             let mut leaves = Leaves::new();
             for kind in self.mirror.kinds() {
-                let of_kind = self.mirror.leaves(self.strategy, kind, self.scope.range, SHIFT).await?;
+                let of_kind = self.mirror.leaves(self.strategy, kind, part, SHIFT).await?;
                 leaves.extend(of_kind.into_iter().map(|(leaf, sums)| ((kind, leaf), sums)));
             }
             Ok::<_, ReconcileError>(leaves)
@@ -173,10 +170,15 @@ impl Comparison<'_> {
         let count = |leaves: &Leaves| leaves.values().map(|leaf| leaf.rows).sum::<u64>();
         let rows = Rows { cassandra: count(&source) + misfits.len() as u64, postgres: count(&stored) };
         self.gaps.extend(gaps);
+        for key in &misfits {
+            self.tally.with_rows.insert(token(&key.partition).0 >> SHIFT);
+        }
         let mut unequal: BTreeMap<i64, u64> = BTreeMap::new();
         for key in source.keys().chain(stored.keys()).collect::<BTreeSet<_>>() {
             let of = |leaves: &Leaves| leaves.get(key).copied().unwrap_or_default();
             let (source, stored) = (of(&source), of(&stored));
+            self.tally.with_rows.insert(key.1);
+            self.tally.largest = self.tally.largest.max(source.rows).max(stored.rows);
             if source != stored {
                 *unequal.entry(key.1).or_default() += stored.rows;
             }
@@ -196,9 +198,10 @@ impl Comparison<'_> {
                     continue;
                 }
                 let (reader, mirror) = (self.reader.clone(), self.mirror.clone());
-                let (progress, cancel, strategy) = (Arc::clone(self.progress), self.cancel.clone(), self.strategy);
+                let (progress, cancel) = (Arc::clone(self.progress), self.cancel.clone());
+                let (strategy, written) = (self.strategy, self.scope.written());
                 running.spawn(async move {
-                    (range, read_part(&reader, &mirror, strategy, range, &progress, &cancel).await)
+                    (range, read_part(&reader, &mirror, (strategy, written), range, &progress, &cancel).await)
                 });
             }
             let Some(done) = running.join_next().await else { return (leaves, misfits, gaps) };
@@ -236,7 +239,7 @@ impl Comparison<'_> {
                 size += rows;
             }
             if self.cancel.is_cancelled() {
-                let gaps = batch.iter().filter_map(|leaf| self.tokens(*leaf, *leaf));
+                let gaps = batch.iter().filter_map(|leaf| self.scope.tokens(*leaf, *leaf));
                 let gaps: Vec<Gap> = gaps.map(|range| Gap { range, why: "CANCELLED".to_owned() }).collect();
                 self.gaps.extend(gaps);
             } else if !batch.is_empty() {
@@ -267,6 +270,7 @@ impl Comparison<'_> {
         self.in_motion += settled.in_motion;
         self.progress.add_findings(settled.findings.iter().filter(|finding| finding.class.is_drift()).count());
         for finding in settled.findings {
+            self.tally.found(finding.token, finding.class.is_drift());
             *self.classes.entry(finding.class).or_default() += 1;
             // What was changed is told in any case.
             if self.findings.len() < reconciler.options.findings_max || finding.repaired {
@@ -283,9 +287,12 @@ impl Comparison<'_> {
             let rows = self.mirror.rows(self.strategy, kind, self.scope.range, SHIFT, leaves).await?;
             stored.extend(rows.into_iter().map(|row| ((kind, row.hashed.key), row)));
         }
+        let written = self.scope.written();
+        // Either store may be the one that knows of the write.
+        let is_wanted = |time| written.is_none_or(|written| written.admits(time));
         let mut suspects = Vec::new();
         for run in runs(leaves) {
-            let Some(range) = self.tokens(run.0, run.1) else { continue };
+            let Some(range) = self.scope.tokens(run.0, run.1) else { continue };
             let (mirror, strategy, progress) = (&self.mirror, self.strategy, self.progress);
             let mut differing = Vec::new();
             let scanned = self.reader.scan(
@@ -295,15 +302,16 @@ impl Comparison<'_> {
                     true
                 },
                 |key, state| {
-                    let version = state.newest_write().0;
+                    let version = state.newest_write();
                     let Some(hashed) = mirror.hash(strategy, key.clone(), state) else { return };
-                    let is_same = stored.remove(&(key.kind(), hashed.key)).is_some_and(|row| match strategy {
+                    let row = stored.remove(&(key.kind(), hashed.key));
+                    let is_same = row.as_ref().is_some_and(|row| match strategy {
                         Strategy::Checksum => row.hashed == hashed,
                         // Deletions make it newer than anything that can be read.
-                        Strategy::Version => row.written_at >= version,
+                        Strategy::Version => row.written_at >= version.0,
                         Strategy::RowCount => true,
                     });
-                    if !is_same {
+                    if !is_same && (is_wanted(version) || row.is_some_and(|row| is_wanted(WriteTime(row.written_at)))) {
                         differing.push(mirror.canonical_key(key));
                     }
                 },
@@ -316,26 +324,32 @@ impl Comparison<'_> {
                 }
             }
         }
-        suspects.extend(stored.into_values().map(|row| row.key));
+        let extra = stored.into_values().filter(|row| is_wanted(WriteTime(row.written_at)));
+        suspects.extend(extra.map(|row| row.key));
         Ok(suspects)
     }
 
-    /// What leaves from one to another have of the scope.
-    fn tokens(&self, first: i64, last: i64) -> Option<TokenRange> {
-        let start = (first << SHIFT).saturating_sub(1).max(self.scope.range.start);
-        let end = ((last << SHIFT) | ((1 << SHIFT) - 1)).min(self.scope.range.end);
-        (start < end).then_some(TokenRange { start, end })
-    }
-
-    fn outcome(self, began_at: i64, took: Duration, rows: Rows) -> Outcome {
+    fn outcome(mut self, began_at: i64, took: Duration, rows: Rows) -> Outcome {
         let gaps = joined(self.gaps);
         #[expect(clippy::cast_precision_loss, reason = "a share")]
         let width = |range: TokenRange| range.width() as f64;
         let missing: f64 = gaps.iter().map(|gap| width(gap.range)).sum();
-        let share = (1.0 - missing / width(self.scope.range).max(1.0)).clamp(0.0, 1.0);
+        let asked: f64 = self.scope.parts(self.drawn.as_deref()).into_iter().map(width).sum();
+        let share = (1.0 - missing / asked.max(1.0)).clamp(0.0, 1.0);
+        gaps.iter().for_each(|gap| self.tally.gap(gap.range));
+        let (sample, strategy) = match (self.scope.only, &self.drawn) {
+            (Only::Sample(sample), Some(drawn)) => {
+                (Some(self.tally.sampled(sample, self.scope.range, drawn)), "SAMPLE")
+            }
+            (Only::Written(_), _) => (None, "TIMESTAMP_RANGE"),
+            (Only::All | Only::Sample(_), _) => (None, self.strategy.name()),
+        };
         Outcome {
             table: self.scope.table.full_name(),
-            strategy: self.strategy.name(),
+            strategy,
+            range: self.scope.range,
+            sample,
+            written: self.scope.written(),
             began_at,
             seconds: took.as_secs_f64(),
             rows,
@@ -353,12 +367,12 @@ impl Comparison<'_> {
 async fn read_part(
     reader: &TableReader,
     mirror: &Mirror,
-    strategy: Strategy,
+    (strategy, written): (Strategy, Option<Written>),
     range: TokenRange,
     progress: &Progress,
     cancel: &CancellationToken,
-) -> Result<Part, String> {
-    let mut part = Part::default();
+) -> Result<Folded, String> {
+    let mut part = Folded::default();
     // Rows come in the order of their tokens, so one leaf of each kind is open at a time.
     let mut open: [Option<(i64, Leaf)>; 2] = [None, None];
     let kinds = [ColumnKind::Regular, ColumnKind::Static];
@@ -369,6 +383,9 @@ async fn read_part(
             !cancel.is_cancelled()
         },
         |key, state| {
+            if written.is_some_and(|written| !written.admits(state.newest_write())) {
+                return;
+            }
             let leaf = token(&key.partition).0 >> SHIFT;
             let place = usize::from(key.kind() == ColumnKind::Static);
             match mirror.hash(strategy, key.clone(), state) {
@@ -394,40 +411,6 @@ fn add(open: &mut Option<(i64, Leaf)>, leaf: i64, row: Hashed, mut close: impl F
         close(known, sums);
     }
     open.get_or_insert_with(|| (leaf, Leaf::default())).1.add(row);
-}
-
-fn parts(range: TokenRange) -> u64 {
-    let share = u128::from(RANGES) * u128::from(range.width()) / u128::from(TokenRange::RING.width());
-    u64::try_from(share).unwrap_or(RANGES).max(RANGES_MIN)
-}
-
-fn is_in(range: TokenRange, token: i64) -> bool {
-    range.start < token && token <= range.end
-}
-
-/// First and last of leaves that follow each other.
-fn runs(leaves: &[i64]) -> Vec<(i64, i64)> {
-    let mut runs: Vec<(i64, i64)> = Vec::new();
-    for leaf in leaves {
-        match runs.last_mut().filter(|(_, last)| last + 1 == *leaf) {
-            Some((_, last)) => *last = *leaf,
-            None => runs.push((*leaf, *leaf)),
-        }
-    }
-    runs
-}
-
-/// Gaps in order, those that meet for the same reason as one.
-fn joined(mut gaps: Vec<Gap>) -> Vec<Gap> {
-    gaps.sort_by_key(|gap| gap.range);
-    let mut joined: Vec<Gap> = Vec::new();
-    for gap in gaps {
-        match joined.last_mut().filter(|last| last.why == gap.why && last.range.end >= gap.range.start) {
-            Some(last) => last.range.end = last.range.end.max(gap.range.end),
-            None => joined.push(gap),
-        }
-    }
-    joined
 }
 
 fn describe(error: &CassandraError) -> String {

@@ -16,13 +16,17 @@ mod outcome;
 mod pipeline;
 mod progress;
 mod repair;
+mod sample;
+mod scope;
 pub mod service;
 mod settle;
 
 pub use cdc_postgres::Strategy;
-pub use compare::{Options, Pass, ReconcileError, Reconciler, Scope};
+pub use compare::{Options, Pass, ReconcileError, Reconciler};
 pub use judge::{Class, Classes};
 pub use outcome::{Coverage, Finding, Gap, Outcome, Repairs, Rows};
 pub use pipeline::PipelineBarrier;
 pub use progress::{Progress, Stage};
 pub use repair::{Repair, RepairBounds};
+pub use sample::{Sample, Sampled};
+pub use scope::{Only, Scope, Written};

@@ -5,13 +5,21 @@ use std::collections::BTreeMap;
 use cdc_model::{RowKey, TokenRange};
 use serde::{Deserialize, Serialize};
 
-use crate::Class;
+use crate::{Class, Sampled, Written};
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
     /// `keyspace.table` in Cassandra.
     pub table: String,
+    /// As in the API, with what of the range was compared.
     pub strategy: &'static str,
+    pub range: TokenRange,
+    /// Of a sample; nothing else was compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample: Option<Sampled>,
+    /// Rows not written then were left alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub written: Option<Written>,
     /// Seconds since 1970.
     pub began_at: i64,
     pub seconds: f64,

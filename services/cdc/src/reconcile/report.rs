@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use cdc_model::{Change, ChangeBody, NodeId, Provenance, RowState, SegmentPosition, TableSchema};
-use cdc_reconciler::{Class, Finding, Outcome, Repairs};
+use cdc_reconciler::{Class, Finding, Outcome, Repairs, Written};
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::RunArgs;
+use super::run::RunArgs;
 use crate::{cli::say, log::write_change};
 
 /// Findings shown as lines; a report and JSON have all.
@@ -41,7 +41,7 @@ pub(crate) fn key(table: &Arc<TableSchema>, finding: &Finding) -> Value {
 
 pub(super) fn show(args: &RunArgs, outcome: &Outcome, table: &Arc<TableSchema>) {
     say(&format!(
-        "{} {}: {} rows in Cassandra, {} in PostgreSQL, {:.3} % of the tokens proven, {} rows wrong ({:.4} %), {:.1} s",
+        "{} {}: {} rows in Cassandra, {} in PostgreSQL, {:.3} % of the tokens asked for proven, {} rows wrong ({:.4} %), {:.1} s",
         outcome.table,
         outcome.strategy,
         outcome.rows.cassandra,
@@ -51,6 +51,20 @@ pub(super) fn show(args: &RunArgs, outcome: &Outcome, table: &Arc<TableSchema>) 
         outcome.drift_percentage(),
         outcome.seconds,
     ));
+    if let Some(sample) = outcome.sample {
+        say(&format!(
+            "  a sample of {} % (seed {}): {} of {} leaves, {} with rows, {} with something wrong, {} not proven",
+            sample.percent, sample.seed, sample.drawn, sample.leaves, sample.with_rows, sample.wrong, sample.unproven
+        ));
+        say(&format!(
+            "  at {} % confidence, no more than {:.4} % of all leaves with rows have anything wrong",
+            100.0 * sample.confidence,
+            sample.wrong_percentage_max
+        ));
+    }
+    if let Some(Written { from, to }) = outcome.written {
+        say(&format!("  only rows last written from {from} on, before {to} (microseconds since 1970)"));
+    }
     for gap in &outcome.coverage.gaps {
         say(&format!("  not proven: tokens {}:{}, {}", gap.range.start, gap.range.end, gap.why));
     }

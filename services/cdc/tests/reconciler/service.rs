@@ -13,7 +13,7 @@ use crate::{SOON, cdc};
 /// A running `cdc reconciler`; killed when dropped.
 pub(super) struct Service {
     child: Child,
-    base: String,
+    pub(super) base: String,
     pub(super) token: Option<&'static str>,
 }
 

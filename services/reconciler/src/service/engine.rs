@@ -102,7 +102,7 @@ impl Engine {
         };
         let target = self.letters.target.clone();
         let reconciler = Reconciler::new(connected.reader.clone(), target, connected.barrier.clone(), options);
-        let scope = Scope { table: Arc::clone(table), range };
+        let scope = Scope::new(Arc::clone(table), range);
         let outcome = reconciler.compare(&scope, strategy, progress, cancel).await;
         outcome.map_err(|error| Unavailable(sentence(&error)))
     }

@@ -2,6 +2,9 @@
 
 #![expect(clippy::print_stdout, reason = "seeds and figures of a run")]
 
+mod mutants;
+mod planted;
+mod strategies;
 mod world;
 
 use std::{collections::BTreeMap, time::Duration};

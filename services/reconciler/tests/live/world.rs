@@ -7,13 +7,14 @@ use cdc_cassandra::{Cassandra as Node, CassandraConfig, ClusterReader, Consisten
 use cdc_model::{TableSchema, TokenRange};
 use cdc_postgres::{PostgresConfig, Strategy, Target};
 use cdc_reconciler::{
-    Options, Outcome, Pass as _, PipelineBarrier, Reconciler, Scope,
+    Options, Outcome, Pass, PipelineBarrier, Reconciler, Scope,
     barrier::{Barrier, BarrierSettings},
 };
 use cdc_runtime::{Lifecycle, Secret};
 use cdc_source::{Outlet, SourceConfig};
 use cdc_testkit::{Cassandra, Postgres};
 use cdc_workload::{Load, LoadCounters, LoadOptions, every_change::Session, shop};
+use futures::future::BoxFuture;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -114,18 +115,56 @@ impl World {
         strategy: Strategy,
         options: Options,
     ) -> Result<Vec<Outcome>> {
-        let reader = ClusterReader::connect(&self.config).await?;
-        let reconciler = Reconciler::new(reader, self.target.clone(), self.barrier.clone(), options);
         let mut outcomes = Vec::new();
         for table in self.schema.iter().filter(|table| table.keyspace == keyspace && table.cdc) {
-            let scope = Scope { table: Arc::new(table.clone()), range: TokenRange::RING };
-            let (progress, cancel) = (Arc::default(), CancellationToken::new());
-            let outcome = reconciler.compare(&scope, strategy, &progress, &cancel).await;
-            let outcome = outcome.with_context(|| table.full_name())?;
-            ensure!(outcome.coverage.share == 1.0 && outcome.hash == "native", "{outcome:?}");
-            outcomes.push(outcome);
+            let scope = Scope::new(Arc::new(table.clone()), TokenRange::RING);
+            let barrier: Arc<dyn Pass> = self.barrier.clone();
+            outcomes.push(self.compare_scope(scope, strategy, options.clone(), barrier).await?);
         }
         Ok(outcomes)
+    }
+
+    async fn compare_scope(
+        &self,
+        scope: Scope,
+        strategy: Strategy,
+        options: Options,
+        barrier: Arc<dyn Pass>,
+    ) -> Result<Outcome> {
+        let reader = ClusterReader::connect(&self.config).await?;
+        let reconciler = Reconciler::new(reader, self.target.clone(), barrier, options);
+        let (progress, cancel) = (Arc::default(), CancellationToken::new());
+        let outcome = reconciler.compare(&scope, strategy, &progress, &cancel).await;
+        let outcome = outcome.with_context(|| scope.table.full_name())?;
+        ensure!(outcome.coverage.share == 1.0 && outcome.hash == "native", "{outcome:?}");
+        Ok(outcome)
+    }
+
+    pub(crate) fn table(&self, name: &str) -> Result<Arc<TableSchema>> {
+        let table = self.schema.iter().find(|table| table.full_name() == name);
+        Ok(Arc::new(table.with_context(|| name.to_owned())?.clone()))
+    }
+
+    /// By all values.
+    pub(crate) async fn compare_only(&self, scope: Scope, options: Options) -> Result<Outcome> {
+        self.compare_scope(scope, Strategy::Checksum, options, self.barrier.clone()).await
+    }
+
+    /// Compares a table with a barrier of another kind.
+    pub(crate) async fn compare_by(&self, table: &str, barrier: Arc<dyn Pass>) -> Result<Outcome> {
+        let scope = Scope::new(self.table(table)?, TokenRange::RING);
+        self.compare_scope(scope, Strategy::Checksum, Options::default(), barrier).await
+    }
+
+    /// The real barrier, given up after a time.
+    pub(crate) fn barrier_within(&self, timeout: Duration) -> Arc<dyn Pass> {
+        Arc::new(Within { barrier: self.barrier.clone(), timeout })
+    }
+
+    /// From now on nothing is replicated.
+    pub(crate) async fn stop_replicating(&self) {
+        self.pipeline.stop();
+        self.pipeline.finish(PATIENCE).await;
     }
 
     /// Load on the shop until it is stopped.
@@ -146,6 +185,20 @@ impl World {
     pub(crate) async fn stop(self) {
         self.pipeline.stop();
         self.pipeline.finish(PATIENCE).await;
+    }
+}
+
+struct Within {
+    barrier: Arc<PipelineBarrier>,
+    timeout: Duration,
+}
+
+impl Pass for Within {
+    fn pass<'a>(&'a self, table: &'a TableSchema) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            let passing = tokio::time::timeout(self.timeout, self.barrier.pass(table));
+            passing.await.unwrap_or_else(|_| Err("not in time".to_owned()))
+        })
     }
 }
 
