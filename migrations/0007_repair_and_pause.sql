@@ -56,3 +56,5 @@ create index answers_at on _cdc.answers (at);
 comment on table _cdc.answers is 'Answers to requests with an Idempotency-Key, for 24 hours.';
 comment on column _cdc.answers.request is 'SHA-256 of path and body.';
 comment on column _cdc.answers.status is 'HTTP status; NULL while the request is being answered.';
+
+create index audit_log_subject on _cdc.audit_log (subject, seq);

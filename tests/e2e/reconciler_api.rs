@@ -144,4 +144,19 @@ fn the_lines_of_the_guide_compare_tables_show_what_is_wrong_and_settle_it() {
     let proven =
         answer(&servers, "curl http://localhost:8080/reconciliation/mismatches?resolution_status=AUTO_RESOLVED");
     assert_eq!(proven["total"], 3, "{proven}");
+    keeps_to_its_description(&servers);
+}
+
+/// Nothing a caller may send makes the service fail, it takes nothing that its description excludes, and answers as that says.
+/// What has to exist, or to be said for the first time, no description can tell, so that some of what it allows is refused.
+fn keeps_to_its_description(servers: &Servers) {
+    let port = fs::read_to_string(servers.folder().join("api.port")).unwrap();
+    let url = format!("http://127.0.0.1:{}", port.trim());
+    let output = Command::new("schemathesis")
+        .args(["run", &format!("{url}/openapi.json"), "--url", &url, "--exclude-checks", "positive_data_acceptance"])
+        .args(["--seed", "1", "--max-examples", "20", "--request-timeout", "60", "--no-color"])
+        .current_dir(servers.folder())
+        .output()
+        .expect("scripts/test installs schemathesis");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }

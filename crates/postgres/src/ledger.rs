@@ -17,6 +17,7 @@ mod wishes;
 
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::Value;
 use sqlx::{
     PgPool,
@@ -46,6 +47,16 @@ pub struct Ledger {
     worker: Uuid,
 }
 
+/// An entry of the audit log, by which it can be found there and told from another.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Audited {
+    pub seq: i64,
+    /// UTC.
+    pub at: String,
+    /// SHA-256, in hexadecimal.
+    pub hash: String,
+}
+
 /// Of a list.
 #[derive(Clone, Copy, Debug)]
 pub struct Page {
@@ -67,6 +78,22 @@ impl Ledger {
         sqlx::query_scalar!("select 1").fetch_one(&self.pool).await.map(drop).map_err(failed("ask PostgreSQL"))
     }
 
+    /// Reads times, which a filter does only once there is a row to look at.
+    ///
+    /// # Errors
+    /// If one is in no form PostgreSQL knows ([`crate::Disposition::Quarantine`]).
+    pub async fn check_times(&self, times: &[&str]) -> Result<(), TargetError> {
+        let texts: Vec<String> = times.iter().map(|time| (*time).to_owned()).collect();
+        sqlx::query_scalar!(
+            r#"select count(isfinite(time::timestamptz)) as "count!" from unnest($1::text[]) time"#,
+            &texts
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed("read a time"))
+    }
+
     /// Adds an entry to the audit log.
     ///
     /// # Errors
@@ -75,6 +102,22 @@ impl Ledger {
         let mut transaction = self.begin().await?;
         audit(&mut transaction, actor, action, subject, detail).await?;
         commit(transaction).await
+    }
+
+    /// The newest entry of the audit log about something.
+    ///
+    /// # Errors
+    /// As all of this.
+    pub async fn last_audit(&self, subject: &str) -> Result<Option<Audited>, TargetError> {
+        sqlx::query_as!(
+            Audited,
+            r#"select seq, _cdc.utc(at) as "at!", encode(hash, 'hex') as "hash!" from _cdc.audit_log
+            where subject = $1 order by seq desc limit 1"#,
+            subject
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(failed("read the audit log"))
     }
 
     async fn begin(&self) -> Result<PgTransaction<'static>, TargetError> {

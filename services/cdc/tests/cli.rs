@@ -89,23 +89,25 @@ fn the_example_files_are_valid_for_every_role_they_name() {
 
 #[test]
 fn every_key_of_the_reference_is_known() {
-    // The reference's rows are `| `key` |` below `## `section``.
+    // The reference's rows are `| `key` |` below `## `section`` or `### `section.part``.
     let reference = std::fs::read_to_string(examples().join("README.md")).unwrap();
-    let mut yaml = serde_json::Map::new();
+    let mut yaml = serde_json::json!({});
     let mut section = String::new();
     for line in reference.lines() {
-        if let Some(name) = line.strip_prefix("## ") {
+        if let Some(name) = line.strip_prefix("## ").or(line.strip_prefix("### ")) {
             section = name.trim_matches('`').to_owned();
         }
         let Some(cell) = line.strip_prefix("| `").and_then(|rest| rest.split(" |").next()) else { continue };
         for key in cell.split('`').filter(|key| !key.is_empty() && !key.contains([',', ' '])) {
             let path = if section == "Others" { key.to_owned() } else { format!("{section}.{key}") };
-            let Some((section, key)) = path.split_once('.') else { continue };
-            let fields = yaml.entry(section).or_insert_with(|| Value::Object(serde_json::Map::new()));
-            fields.as_object_mut().unwrap().insert(key.to_owned(), Value::Object(serde_json::Map::new()));
+            if !path.contains('.') {
+                continue;
+            }
+            let pointer = path.split('.').fold(&mut yaml, |at, name| &mut at[name]);
+            *pointer = serde_json::json!({});
         }
     }
-    assert!(yaml.len() >= 7, "the reference was not understood: {yaml:?}");
+    assert!(yaml.as_object().unwrap().len() >= 7, "the reference was not understood: {yaml:?}");
     let files = Files::new();
     let said = said(&mut cdc(&["validate", "--offline", &files.write(&serde_json::to_string(&yaml).unwrap())]));
     assert_eq!(said.code, Some(CONFIG));

@@ -155,6 +155,8 @@ fn a_comparison_is_asked_for_once_and_says_why_it_cannot_be_made() {
     assert_eq!((code, &asked["status"], asked["job_ids"].as_array().unwrap().len()), (202, &json!("RUNNING"), 1));
     let manual = ended("orders", "MANUAL_ONDEMAND");
     assert_eq!((&manual["job_id"], &manual["validation_strategy"]), (&asked["job_ids"][0], &json!("VERSION")));
+    let shown = service.get(&format!("/reconciliation/jobs/{}", manual["job_id"].as_str().unwrap()));
+    assert_eq!(shown["audit"]["hash"].as_str().map(str::len), Some(64), "how it ended is in the audit log: {shown}");
     let cancel = format!("/reconciliation/jobs/{}/cancel", manual["job_id"].as_str().unwrap());
     service.refused(service.post(&cancel, ""), 409, "FAILED");
     service.refused(service.post("/reconciliation/jobs/x/cancel", ""), 400, "UUID");
@@ -172,6 +174,7 @@ fn a_comparison_is_asked_for_once_and_says_why_it_cannot_be_made() {
     assert_eq!((code, &cancelled["status"]), (202, &json!("CANCELLING")));
 
     for (body, words) in [
+        (r#"[["users"]]"#, "JSON object"),
         (r#"{"range": "5"}"#, "START:END"),
         (r#"{"range": "5:-5"}"#, "START:END"),
         (r#"{"max_seconds": 0}"#, "max_seconds"),

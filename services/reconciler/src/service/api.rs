@@ -35,16 +35,19 @@ struct Route {
     path: &'static str,
     summary: &'static str,
     /// Parameters of the query.
-    query: &'static [&'static str],
-    /// Fields of the body, and of what type; those that must be there end with `!`.
-    body: &'static [(&'static str, &'static str)],
+    query: &'static [Field],
+    /// Fields of the body.
+    body: &'static [Field],
     answers: &'static [u16],
     /// Whether it knows an `Idempotency-Key`.
     once: bool,
     handler: MethodRouter<Shared>,
 }
 
-const PAGE: [&str; 4] = ["limit", "offset", "page", "page_size"];
+/// A name and what it takes, as [`openapi`] says it; what must be there ends with `!`.
+type Field = (&'static str, &'static str);
+
+const PAGE: [Field; 4] = [("limit", "size"), ("offset", "offset"), ("page", "count"), ("page_size", "size")];
 
 fn routes() -> Vec<Route> {
     let read = |path, summary, query, answers, handler| Route {
@@ -142,7 +145,7 @@ fn routes() -> Vec<Route> {
         read(
             "/health",
             "Whether this service and what it asks answer",
-            &["format"],
+            &[("format", "json|text|")],
             &[200, 400, 503],
             get(health::all),
         ),

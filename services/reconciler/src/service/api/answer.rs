@@ -14,10 +14,12 @@ use serde_json::{Map, Value, json};
 use tracing::warn;
 use uuid::Uuid;
 
+use crate::service::Service;
+
 /// For a body to arrive.
 const BODY_WITHIN: Duration = Duration::from_secs(10);
 const LIMIT: u32 = 100;
-const LIMIT_MAX: u32 = 1_000;
+pub(super) const LIMIT_MAX: u32 = 1_000;
 
 /// Names that stand in requests and answers.
 macro_rules! names {
@@ -27,6 +29,9 @@ macro_rules! names {
         pub(super) enum $name { $(#[serde(rename = $text)] $variant),+ }
 
         impl $name {
+            /// All of them, for the description.
+            pub(super) const NAMES: &'static str = concat!($($text, "|"),+);
+
             pub(super) fn name(self) -> &'static str {
                 match self { $(Self::$variant => $text),+ }
             }
@@ -93,6 +98,15 @@ impl From<TargetError> for Problem {
 
 pub(super) type Answer = Result<Response, Problem>;
 
+/// Refuses times PostgreSQL cannot read, of those that are given.
+pub(super) async fn check_times(service: &Service, times: [&Option<String>; 2]) -> Result<(), Problem> {
+    let times: Vec<&str> = times.into_iter().flatten().map(String::as_str).collect();
+    if times.is_empty() {
+        return Ok(());
+    }
+    Ok(service.ledger.check_times(&times).await?)
+}
+
 /// JSON, with a line break at its end.
 pub(super) fn json(status: StatusCode, value: &Value) -> Response {
     (status, [(CONTENT_TYPE, "application/json")], line(value)).into_response()
@@ -133,6 +147,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let bytes = bytes(request, state).await?;
         let text: &[u8] = if bytes.trim_ascii().is_empty() { b"{}" } else { &bytes };
+        // What reads a struct would take its fields from an array, too, in their order.
+        if !text.trim_ascii_start().starts_with(b"{") {
+            return Err(Problem::bad("INVALID_BODY", "the body is not valid: it must be a JSON object, such as {}"));
+        }
         let mut reader = serde_json::Deserializer::from_slice(text);
         let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
             let path = error.path().to_string();

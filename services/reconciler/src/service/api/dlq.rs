@@ -10,7 +10,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::answer::{Answer, Body, Id, Params, Problem, Slice, json, names, ok};
+use super::Field;
+use super::answer::{Answer, Body, Id, Params, Problem, Slice, check_times, json, names, ok};
 use super::jobs::ACTOR;
 use super::mismatches::notes;
 use crate::service::{Service, Shared};
@@ -18,38 +19,40 @@ use crate::service::{Service, Shared};
 names!(Status: Pending = "PENDING", AutoResolved = "AUTO_RESOLVED", Ignored = "IGNORED");
 names!(RetryStrategy: Immediate = "immediate", Scheduled = "scheduled", RateLimited = "rate_limited", Batch = "batch");
 
-pub(super) const QUERY: &[&str] = &[
-    "error_type",
-    "resolution_status",
-    "table",
-    "start_date",
-    "end_date",
+const ERRORS: &str = "SCHEMA_MISMATCH|TYPE_CONVERSION|CONSTRAINT_VIOLATION|VALUE_OUT_OF_RANGE|DECODE_ERROR|UNKNOWN|";
+
+pub(super) const QUERY: &[Field] = &[
+    ("error_type", ERRORS),
+    ("resolution_status", Status::NAMES),
+    ("table", "text"),
+    ("start_date", "time"),
+    ("end_date", "time"),
     super::PAGE[0],
     super::PAGE[1],
     super::PAGE[2],
     super::PAGE[3],
 ];
-pub(super) const REPLAY: &[(&str, &str)] = &[
-    ("error_type", "string"),
-    ("dlq_ids", "array"),
-    ("table", "string"),
-    ("start_date", "string"),
-    ("end_date", "string"),
-    ("limit", "integer"),
-    ("retry_strategy", "string"),
-    ("scheduled_time", "string"),
+pub(super) const REPLAY: &[Field] = &[
+    ("error_type", ERRORS),
+    ("dlq_ids", "uuids"),
+    ("table", "text"),
+    ("start_date", "time"),
+    ("end_date", "time"),
+    ("limit", "count"),
+    ("retry_strategy", RetryStrategy::NAMES),
+    ("scheduled_time", "time"),
     ("dry_run", "boolean"),
-    ("resolution_notes", "string"),
+    ("resolution_notes", "notes"),
 ];
-pub(super) const DISCARD: &[(&str, &str)] = &[
-    ("error_type", "string"),
-    ("dlq_ids", "array"),
-    ("table", "string"),
-    ("start_date", "string"),
-    ("end_date", "string"),
-    ("limit", "integer"),
+pub(super) const DISCARD: &[Field] = &[
+    ("error_type", ERRORS),
+    ("dlq_ids", "uuids"),
+    ("table", "text"),
+    ("start_date", "time"),
+    ("end_date", "time"),
+    ("limit", "count"),
     ("dry_run", "boolean"),
-    ("resolution_notes", "string"),
+    ("resolution_notes", "notes"),
 ];
 
 impl Status {
@@ -101,6 +104,7 @@ pub(super) struct Query {
 }
 
 pub(super) async fn records(State(service): State<Shared>, Params(query): Params<Query>) -> Answer {
+    check_times(&service, [&query.start_date, &query.end_date]).await?;
     let slice = Slice::of(query.limit, query.offset, query.page, query.page_size)?;
     let filter = LetterFilter {
         ids: Vec::new(),
@@ -171,8 +175,7 @@ pub(super) struct Replay {
     limit: Option<u32>,
     retry_strategy: Option<RetryStrategy>,
     scheduled_time: Option<String>,
-    #[serde(default)]
-    dry_run: bool,
+    dry_run: Option<bool>,
     resolution_notes: Option<String>,
 }
 
@@ -185,8 +188,7 @@ pub(super) struct Discard {
     start_date: Option<String>,
     end_date: Option<String>,
     limit: Option<u32>,
-    #[serde(default)]
-    dry_run: bool,
+    dry_run: Option<bool>,
     resolution_notes: Option<String>,
 }
 
@@ -201,6 +203,7 @@ async fn unresolved(service: &Service, filter: LetterFilter, ids: Option<&Vec<Uu
     if *limit == Some(0) {
         return Err(Problem::bad("INVALID_BODY", "limit is 0: use 1 or more, or leave it out"));
     }
+    check_times(service, [&filter.since, &filter.until]).await?;
     if ids.is_some_and(Vec::is_empty) {
         return Ok(Vec::new());
     }
@@ -216,6 +219,7 @@ pub(super) async fn replay(State(service): State<Shared>, Body(body): Body<Repla
         return Err(Problem::bad("INVALID_BODY", message));
     }
     let notes = notes(body.resolution_notes)?;
+    let dry_run = body.dry_run.unwrap_or_default();
     let ids = body.dlq_ids;
     let filter = LetterFilter {
         ids: ids.clone().unwrap_or_default(),
@@ -231,7 +235,7 @@ pub(super) async fn replay(State(service): State<Shared>, Body(body): Body<Repla
         letters: &letters,
         strategy: strategy.name(),
         not_before: body.scheduled_time.as_deref(),
-        dry_run: body.dry_run,
+        dry_run,
         notes: notes.as_deref(),
         by: ACTOR,
     };
@@ -243,7 +247,7 @@ pub(super) async fn replay(State(service): State<Shared>, Body(body): Body<Repla
         "status": if matched == 0 { "completed" } else { "queued" },
         "matched": matched,
         "retry_strategy": strategy.name(),
-        "dry_run": body.dry_run,
+        "dry_run": dry_run,
         "message": format!("{matched} dead letters are to be applied again; GET /dlq/replay/{id} says what became of them"),
     });
     Ok(json(StatusCode::ACCEPTED, &answer))
@@ -258,6 +262,7 @@ pub(super) async fn replayed(State(service): State<Shared>, Id(id): Id) -> Answe
 
 pub(super) async fn discard(State(service): State<Shared>, Body(body): Body<Discard>) -> Answer {
     let notes = notes(body.resolution_notes)?;
+    let dry_run = body.dry_run.unwrap_or_default();
     let ids = body.dlq_ids;
     let filter = LetterFilter {
         ids: ids.clone().unwrap_or_default(),
@@ -271,11 +276,21 @@ pub(super) async fn discard(State(service): State<Shared>, Body(body): Body<Disc
     let letters = unresolved(&service, filter, ids.as_ref()).await?;
     let matched = letters.len();
     let mut discarded = 0;
-    if !body.dry_run && matched > 0 {
+    if !dry_run && matched > 0 {
         let reason = notes.as_deref().unwrap_or("discarded over the API");
         discarded = target(&service)?.discard_dead_letters(letters, reason).await?;
         let detail = json!({"matched": matched, "discarded": discarded, "resolution_notes": notes});
         service.ledger.audit(ACTOR, "dlq discard", "dead letters", detail).await?;
     }
-    ok(&json!({"matched": matched, "discarded": discarded, "dry_run": body.dry_run}))
+    ok(&json!({"matched": matched, "discarded": discarded, "dry_run": dry_run}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_types_are_those_of_dead_letters() {
+        assert_eq!(ERRORS, ErrorType::ALL.map(|error_type| format!("{}|", error_type.name())).concat());
+    }
 }

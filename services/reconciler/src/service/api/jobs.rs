@@ -11,7 +11,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::answer::{Answer, Body, Id, Params, Problem, Slice, json, names, ok};
+use super::Field;
+use super::answer::{Answer, Body, Id, Params, Problem, Slice, check_times, json, names, ok};
 use crate::Class;
 use crate::service::found::name;
 use crate::service::{Service, Shared, watch};
@@ -28,21 +29,23 @@ names!(Priority: High = "HIGH", Normal = "NORMAL", Low = "LOW");
 names!(Status: Queued = "QUEUED", Running = "RUNNING", Paused = "PAUSED", Completed = "COMPLETED", Failed = "FAILED", Cancelled = "CANCELLED");
 names!(JobType: Manual = "MANUAL_ONDEMAND", Scheduled = "SCHEDULED", Repair = "REPAIR");
 
-pub(super) const TRIGGER: &[(&str, &str)] = &[
-    ("tables", "array"),
-    ("validation_strategy", "string"),
-    ("priority", "string"),
-    ("range", "string"),
-    ("max_seconds", "integer"),
-    ("repair", "array"),
+const STRATEGIES: &str = "CHECKSUM|VERSION|ROW_COUNT|";
+
+pub(super) const TRIGGER: &[Field] = &[
+    ("tables", "texts"),
+    ("validation_strategy", STRATEGIES),
+    ("priority", Priority::NAMES),
+    ("range", "range"),
+    ("max_seconds", "count"),
+    ("repair", "classes"),
     ("repair_dry_run", "boolean"),
 ];
-pub(super) const QUERY: &[&str] = &[
-    "table",
-    "status",
-    "job_type",
-    "from_date",
-    "to_date",
+pub(super) const QUERY: &[Field] = &[
+    ("table", "text"),
+    ("status", Status::NAMES),
+    ("job_type", JobType::NAMES),
+    ("from_date", "time"),
+    ("to_date", "time"),
     super::PAGE[0],
     super::PAGE[1],
     super::PAGE[2],
@@ -179,6 +182,7 @@ pub(super) struct Query {
 }
 
 pub(super) async fn list(State(service): State<Shared>, Params(query): Params<Query>) -> Answer {
+    check_times(&service, [&query.from_date, &query.to_date]).await?;
     let slice = Slice::of(query.limit, query.offset, query.page, query.page_size)?;
     let (keyspace, table) = split(query.table);
     let filter = JobFilter {
@@ -244,6 +248,7 @@ pub(super) async fn show(State(service): State<Shared>, Id(id): Id) -> Answer {
     let mismatches: Vec<Value> = found.iter().map(|one| super::mismatches::describe(&service, one)).collect();
     answer["mismatches_summary"] = summary;
     answer["sample_mismatches"] = mismatches.iter().take(SAMPLE).cloned().collect();
+    answer["audit"] = json!(service.ledger.last_audit(&id.to_string()).await?);
     answer["mismatches_truncated"] = (total > MISMATCHES).into();
     if total > MISMATCHES {
         answer["next"] = format!("/reconciliation/mismatches?job_id={id}&limit=1000&offset={MISMATCHES}").into();
@@ -314,6 +319,11 @@ mod tests {
     use cdc_postgres::ledger::JobKind;
 
     use super::*;
+
+    #[test]
+    fn strategies_are_those_of_postgres() {
+        assert_eq!(STRATEGIES, Strategy::ALL.map(|strategy| format!("{}|", strategy.name())).concat());
+    }
 
     #[test]
     fn job_types_are_those_of_the_ledger() {

@@ -7,7 +7,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::answer::{Answer, Body, Id, Params, Problem, Slice, json, names, ok};
+use super::Field;
+use super::answer::{Answer, Body, Id, Params, Problem, Slice, check_times, json, names, ok};
 use super::jobs::{ACTOR, disabled, split};
 use crate::Class;
 use crate::service::config::Policy;
@@ -23,21 +24,22 @@ names!(MismatchType: MissingInPostgres = "MISSING_IN_POSTGRES", MissingInCassand
 names!(Status: Pending = "PENDING", AutoResolved = "AUTO_RESOLVED", ManualResolved = "MANUAL_RESOLVED",
     Ignored = "IGNORED");
 
-pub(super) const QUERY: &[&str] = &[
-    "table",
-    "mismatch_type",
-    "resolution_status",
-    "job_id",
-    "awaiting_repair",
-    "from_date",
-    "to_date",
+pub(super) const QUERY: &[Field] = &[
+    ("table", "text"),
+    ("mismatch_type", MismatchType::NAMES),
+    ("resolution_status", Status::NAMES),
+    ("job_id", "uuid"),
+    ("awaiting_repair", "boolean"),
+    ("from_date", "time"),
+    ("to_date", "time"),
     super::PAGE[0],
     super::PAGE[1],
     super::PAGE[2],
     super::PAGE[3],
 ];
-pub(super) const REPAIR: &[(&str, &str)] = &[("dry_run", "boolean")];
-pub(super) const RESOLVE: &[(&str, &str)] = &[("resolution_status", "string!"), ("resolution_notes", "string")];
+pub(super) const REPAIR: &[Field] = &[("dry_run", "boolean")];
+pub(super) const RESOLVE: &[Field] =
+    &[("resolution_status", "MANUAL_RESOLVED|IGNORED|!"), ("resolution_notes", "notes")];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -56,6 +58,7 @@ pub(super) struct Query {
 }
 
 pub(super) async fn list(State(service): State<Shared>, Params(query): Params<Query>) -> Answer {
+    check_times(&service, [&query.from_date, &query.to_date]).await?;
     let slice = Slice::of(query.limit, query.offset, query.page, query.page_size)?;
     let (keyspace, table) = split(query.table);
     let filter = MismatchFilter {
@@ -110,12 +113,12 @@ pub(super) async fn resolve(State(service): State<Shared>, Id(id): Id, Body(body
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Repair {
-    #[serde(default)]
-    dry_run: bool,
+    dry_run: Option<bool>,
 }
 
 /// Every class may be repaired, because a person has named the row; the job judges it anew.
 pub(super) async fn repair(State(service): State<Shared>, Id(id): Id, Body(body): Body<Repair>) -> Answer {
+    let dry_run = body.dry_run.unwrap_or_default();
     let config = &service.settings.reconciler;
     if !config.enabled {
         return Err(disabled());
@@ -139,13 +142,13 @@ pub(super) async fn repair(State(service): State<Shared>, Id(id): Id, Body(body)
         // Of the row's partition, at least the row itself.
         max_share_percent: 100.0,
         rows_per_second: config.repair.rows_per_second,
-        dry_run: body.dry_run,
+        dry_run,
         only: Some(mismatch.key_sha256.clone()),
     };
     let requested = service.ledger.request_repair(&mismatch, wish, ACTOR).await?;
     service.work.notify_waiters();
     let status = if requested.is_new { "RUNNING" } else { "ALREADY_RUNNING" };
-    let answer = json!({"job_id": requested.job, "mismatch_id": id, "status": status, "dry_run": body.dry_run});
+    let answer = json!({"job_id": requested.job, "mismatch_id": id, "status": status, "dry_run": dry_run});
     Ok(json(StatusCode::ACCEPTED, &answer))
 }
 

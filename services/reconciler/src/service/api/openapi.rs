@@ -4,8 +4,12 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::answer::{Answer, ok};
+use super::answer::{Answer, LIMIT_MAX, ok};
+use super::mismatches::NOTES_MAX;
+use super::wait::{TIMEOUT_MAX, TIMEOUT_MIN};
 use super::{Route, routes};
+use crate::Class;
+use crate::service::found::name;
 
 pub(super) async fn describe() -> Answer {
     ok(&document(&routes()))
@@ -51,24 +55,26 @@ fn operation(route: &Route) -> Value {
             if name.ends_with("_id") { json!({"type": "string", "format": "uuid"}) } else { json!({"type": "string"}) };
         json!({"name": name, "in": "path", "required": true, "schema": schema})
     });
-    let in_query = route.query.iter().map(|name| {
-        let kind = if super::PAGE.contains(name) { "integer" } else { "string" };
-        json!({"name": name, "in": "query", "schema": {"type": kind}})
-    });
+    let in_query = route.query.iter().map(|(name, kind)| json!({"name": name, "in": "query", "schema": schema(kind)}));
     let in_header = route.once.then(|| {
-        json!({"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 255},
+        json!({"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
             "description": "The same request with the same key is carried out once, and answered alike for 24 hours."})
     });
     let codes: BTreeSet<u16> =
         route.answers.iter().copied().chain(route.once.then_some([409, 422]).into_iter().flatten()).collect();
-    let responses: Map<String, Value> = codes.iter().map(|code| (code.to_string(), response(*code))).collect();
+    let mut responses: Map<String, Value> = codes.iter().map(|code| (code.to_string(), response(*code))).collect();
+    if route.query.iter().any(|(name, _)| *name == "format") {
+        for response in responses.values_mut() {
+            response["content"]["text/plain"] = json!({"schema": {"type": "string"}});
+        }
+    }
     let parameters: Vec<Value> = in_path.chain(in_query).chain(in_header).collect();
     let mut operation = json!({"summary": route.summary, "parameters": parameters, "responses": responses});
     if !route.body.is_empty() {
         let required: Vec<&str> =
             route.body.iter().filter(|(_, kind)| kind.ends_with('!')).map(|(name, _)| *name).collect();
         let properties: Map<String, Value> =
-            route.body.iter().map(|(name, kind)| ((*name).to_owned(), schema(kind.trim_end_matches('!')))).collect();
+            route.body.iter().map(|(name, kind)| ((*name).to_owned(), field(kind))).collect();
         let schema = json!({"type": "object", "additionalProperties": false, "required": required,
             "properties": properties});
         operation["requestBody"] =
@@ -77,10 +83,36 @@ fn operation(route: &Route) -> Value {
     operation
 }
 
+/// A field of a body. What may be left out may be null as well.
+fn field(kind: &str) -> Value {
+    match kind.strip_suffix('!') {
+        Some(kind) => schema(kind),
+        None => json!({"anyOf": [schema(kind), {"type": "null"}]}),
+    }
+}
+
+/// What a [`Field`](super::Field) takes: a kind by its name, or one of several names, each with a `|` behind it.
 fn schema(kind: &str) -> Value {
+    let one_of = |names: &str| json!({"type": "string", "enum": names.split_terminator('|').collect::<Vec<_>>()});
     match kind {
-        "array" => json!({"type": "array", "items": {"type": "string"}}),
-        kind => json!({"type": kind}),
+        "boolean" => json!({"type": "boolean"}),
+        "count" => json!({"type": "integer", "minimum": 1, "maximum": u32::MAX}),
+        "offset" => json!({"type": "integer", "minimum": 0, "maximum": u32::MAX}),
+        "size" => json!({"type": "integer", "minimum": 1, "maximum": LIMIT_MAX}),
+        "seconds" => json!({"type": "number", "minimum": TIMEOUT_MIN, "maximum": TIMEOUT_MAX}),
+        "text" => json!({"type": "string"}),
+        "texts" => json!({"type": "array", "items": {"type": "string"}}),
+        "notes" => json!({"type": "string", "maxLength": NOTES_MAX}),
+        "time" => json!({"type": "string", "format": "date-time"}),
+        "uuid" => json!({"type": "string", "format": "uuid"}),
+        "uuids" => json!({"type": "array", "items": schema("uuid")}),
+        "range" => json!({"type": "string", "pattern": "^-?[0-9]+:-?[0-9]+$"}),
+        "classes" => {
+            let classes: String =
+                Class::ALL.into_iter().filter(|class| class.is_repairable()).map(|class| name(class) + "|").collect();
+            json!({"type": "array", "items": one_of(&classes)})
+        }
+        names => one_of(names),
     }
 }
 

@@ -8,6 +8,7 @@ use cdc_cassandra::checks::Wanted;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::Field;
 use super::answer::{Answer, Body, Problem, ok};
 use crate::barrier::BarrierError;
 use crate::service::Shared;
@@ -15,9 +16,10 @@ use crate::service::engine::{Unavailable, sentence};
 
 /// Seconds, unless the call says otherwise.
 const TIMEOUT: f64 = 30.0;
-const TIMEOUT_MAX: f64 = 300.0;
+pub(super) const TIMEOUT_MIN: f64 = 1.0;
+pub(super) const TIMEOUT_MAX: f64 = 300.0;
 
-pub(super) const BARRIER: &[(&str, &str)] = &[("tables", "array"), ("timeout_seconds", "number")];
+pub(super) const BARRIER: &[Field] = &[("tables", "texts"), ("timeout_seconds", "seconds")];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,8 +30,8 @@ pub(super) struct Wait {
 
 pub(super) async fn barrier(State(service): State<Shared>, Body(body): Body<Wait>) -> Answer {
     let seconds = body.timeout_seconds.unwrap_or(TIMEOUT);
-    if !(seconds > 0.0 && seconds <= TIMEOUT_MAX) {
-        let message = format!("timeout_seconds is {seconds}: use more than 0 and at most {TIMEOUT_MAX}");
+    if !(TIMEOUT_MIN..=TIMEOUT_MAX).contains(&seconds) {
+        let message = format!("timeout_seconds is {seconds}: use {TIMEOUT_MIN} to {TIMEOUT_MAX}");
         return Err(Problem::bad("INVALID_BODY", message));
     }
     let captured = &service.settings.captured;
