@@ -159,6 +159,7 @@ pub(crate) fn segment(data: &[u8]) {
     }
     let image = Image::new(&bytes);
     let is_plain = header_length(&bytes).is_some_and(|end| &bytes[14..end - 4] == b"{}");
+    let ends = if is_plain { section_ends(&bytes) } else { Vec::new() };
     let fences = [Fence::Live, Fence::Marker, Fence::Durable(u64::from(*flags) * 16)];
     for (fence, finished) in fences.into_iter().flat_map(|fence| [(fence, false), (fence, true)]) {
         let limit = ReadLimit { fence, finished, max_bytes: usize::MAX };
@@ -180,8 +181,11 @@ pub(crate) fn segment(data: &[u8]) {
             // Where a marker points is covered by no CRC: who did not read up to it cannot tell that it is wrong, and
             // who did believes it more than an entry that goes beyond.
             let mut cuts = whole.damage.iter().filter(|damage| damage.kind == DamageKind::Size);
-            if let Some(cut) = cuts.find(|cut| rest.entries.iter().any(|entry| starts_at(entry, cut.at.offset))) {
-                let before = left.partition_point(|(end, _)| *end <= cut.at.offset);
+            let cut = cuts.find(|cut| rest.entries.iter().any(|entry| starts_at(entry, cut.at.offset)));
+            let cut =
+                cut.map(|cut| cut.at.offset).or_else(|| rest.entries.iter().find_map(|entry| crossed(entry, &ends)));
+            if let Some(cut) = cut {
+                let before = left.partition_point(|(end, _)| *end <= cut);
                 assert!(rest.entries.starts_with(&left[..before]), "on from {at}, {fence:?} {finished}");
             } else if whole.end.is_err() {
                 assert!(rest.entries.starts_with(left), "on from {at}, {fence:?} {finished}");
@@ -191,6 +195,29 @@ pub(crate) fn segment(data: &[u8]) {
             }
         }
     }
+}
+
+/// Where sections end, as far as the markers say.
+fn section_ends(bytes: &[u8]) -> Vec<u64> {
+    let mut ends = Vec::new();
+    let mut section = header_length(bytes).unwrap_or(bytes.len());
+    while let (Some(next), Some(stored)) = (word(bytes, section), word(bytes, section + 4)) {
+        let at = u32::try_from(section).unwrap().to_be_bytes();
+        let own = u32::from_be_bytes(crc(&[&bytes[8..12], &bytes[4..8], &at]));
+        let next = usize::try_from(next).unwrap();
+        if (stored != 0 && stored != own) || next < section + 8 {
+            break;
+        }
+        ends.push(next as u64);
+        section = next;
+    }
+    ends
+}
+
+/// The end of a section that an entry begins at or goes beyond.
+fn crossed((end, payload): &(u64, Bytes), ends: &[u64]) -> Option<u64> {
+    let start = end - payload.len() as u64 - 12;
+    ends.iter().copied().find(|place| (start..*end).contains(place))
 }
 
 fn starts_at((end, payload): &(u64, Bytes), offset: u64) -> bool {
@@ -550,18 +577,20 @@ mod tests {
         segment(&behind_torn_marker(next, &rest));
     }
 
-    /// Two entries of which the first is damaged, so that the marker is looked at, which points into the second.
+    /// Three entries of which the first is damaged, so that the marker is looked at, which points into the last, or at it.
     #[test]
     fn a_marker_that_points_into_an_entry_is_believed_by_who_looks_at_it() {
         let (first, second) = (crate::support::entry(&[7; 20]), crate::support::entry(&[8; 20]));
         let descriptor = crate::support::header(8, 1, "{}");
         let at = u32::try_from(descriptor.len()).unwrap();
-        let next = at + 8 + 3 * 32 - 1;
-        let marker = [&next.to_be_bytes()[..], &crc(&[&1u64.to_be_bytes()[4..], &[0; 4], &at.to_be_bytes()])].concat();
-        let mut damaged = first.clone();
-        damaged[10] ^= 1;
-        let rest = [&marker[..], &damaged, &first, &second, &[0; 16]].concat();
-        segment(&[&[0][..], &descriptor, &rest].concat());
+        for next in [at + 8 + 3 * 32 - 1, at + 8 + 2 * 32] {
+            let own = crc(&[&1u64.to_be_bytes()[4..], &[0; 4], &at.to_be_bytes()]);
+            let marker = [&next.to_be_bytes()[..], &own].concat();
+            let mut damaged = first.clone();
+            damaged[10] ^= 1;
+            let rest = [&marker[..], &damaged, &first, &second, &[0; 16]].concat();
+            segment(&[&[0][..], &descriptor, &rest].concat());
+        }
     }
 
     #[test]
