@@ -138,7 +138,8 @@ impl Ledger {
             update _cdc.reconciliation_jobs as job set status = now_is.status, interruptions = interruptions + 1,
                 pause_requested = false, lease_until = null, progress = null,
                 completed_at = case when now_is.status in ('CANCELLED', 'FAILED') then now() end,
-                errors = case when now_is.status = 'FAILED' then array['INTERRUPTED: three reconcilers that ran it have ended              or lost PostgreSQL in the same part; their logs may say why'] else errors end
+                errors = case when now_is.status = 'FAILED' then array['INTERRUPTED: three reconcilers that ran it have ended or lost '
+                    || 'PostgreSQL in the same part; their logs may say why'] else errors end
             from (select job_id, case when cancel_requested then 'CANCELLED' when interruptions >= 2 then 'FAILED'
                     when pause_requested then 'PAUSED' else 'QUEUED' end as status
                 from _cdc.reconciliation_jobs where status = 'RUNNING' and lease_until < now() for update) as now_is
