@@ -48,6 +48,8 @@ pub(crate) struct Input {
     pub(crate) chunk_at: u64,
     /// Plain bytes of a section, and where they begin.
     held: Option<(u64, Bytes)>,
+    /// Nothing is written to the file any more, and the piece was read since that is known: it need not be read again.
+    settled: bool,
     /// Grows while reading runs on, so that a poll of an idle file reads little.
     next_chunk: u64,
 }
@@ -65,6 +67,7 @@ impl Input {
             chunk: Bytes::new(),
             chunk_at,
             held: None,
+            settled: false,
             next_chunk: CHUNK_MIN,
         };
         input.length()?;
@@ -102,6 +105,23 @@ impl Input {
     pub(crate) fn forget(&mut self) {
         self.chunk = Bytes::new();
         self.chunk_at = u64::MAX;
+    }
+
+    /// Whether something may still be written to the file. If not, what was read before that was so is read again, and
+    /// nothing more than once.
+    pub(crate) fn settle(&mut self, settled: bool) {
+        if settled && !self.settled {
+            self.forget();
+        }
+        self.settled = settled;
+    }
+
+    /// Forgets what may have been half written when it was read; whether there was such.
+    pub(crate) fn forget_unsettled(&mut self) -> bool {
+        if !self.settled {
+            self.forget();
+        }
+        !self.settled
     }
 
     /// The next read is a small one.

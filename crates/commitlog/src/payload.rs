@@ -36,6 +36,7 @@ impl<'a> Payload<'a> {
 impl Deref for Payload<'_> {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
         &self.whole[self.start..self.end]
     }

@@ -322,6 +322,7 @@ impl SegmentReader {
     ) -> Result<ReadReport, ReadError> {
         let mut report = ReadReport { outcome: ReadOutcome::More, entries: 0, bytes: 0, damage: Vec::new() };
         let before = self.offset;
+        self.input.settle(limit.finished && !self.is_transformed());
         match self.read_on(limit, entry, &mut report) {
             // Nothing skipped goes untold: the error comes again with the next call, which starts behind it.
             Err(_) if !report.damage.is_empty() && self.offset > before => Ok(report),
@@ -454,7 +455,7 @@ impl SegmentReader {
         }
         self.section_end = Some(Place { logical: next, disk: next });
         // Bytes read before the marker was valid may have been half written.
-        self.input.forget();
+        self.input.forget_unsettled();
         Ok(true)
     }
 
@@ -484,15 +485,14 @@ impl SegmentReader {
     }
 
     /// Judges the bytes at `at`, of a section that ends at `end`. Bytes that fail were read after this call began, or
-    /// since [`Input::forget`].
+    /// since it [settled](Input::settle).
     #[inline(always)]
     fn entry_at(&mut self, at: u64, end: u64) -> Result<Entry, ReadError> {
         let entry = self.check_entry(at, end)?;
         let believed = matches!(entry, Entry::Whole { .. } | Entry::TooLarge { .. });
-        if believed || self.input.chunk_at == at {
+        if believed || self.input.chunk_at == at || !self.input.forget_unsettled() {
             return Ok(entry);
         }
-        self.input.forget();
         self.check_entry_again(at, end)
     }
 

@@ -1,13 +1,23 @@
 //! Table schemas as `system_schema` describes them, kept so that everything ever written stays decodable.
 
+use std::hash::{Hash, Hasher};
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{ValueBytes, WriteTime};
 
 /// Id by which the commit log names a table; a re-created table has a new one.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct TableId(pub Uuid);
+
+/// One word, as it is looked up for every entry of the log: no two tables of a cluster were made at the same time.
+impl Hash for TableId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (high, low) = self.0.as_u64_pair();
+        state.write_u64(high ^ low);
+    }
+}
 
 /// Index of a regular or static column in [`TableSchema::columns`]. Stable for the life of a process: later
 /// versions of a schema append, they never renumber. Persisted and sent data use names instead.

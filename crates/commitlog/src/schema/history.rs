@@ -53,6 +53,7 @@ pub struct Followed {
 }
 
 impl Schemas for SchemaHistory {
+    #[inline]
     fn table(&self, id: TableId) -> Option<&Arc<TableSchema>> {
         self.tables.get(&id)
     }

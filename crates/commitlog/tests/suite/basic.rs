@@ -106,6 +106,23 @@ fn an_entry_is_seen_once_its_last_byte_is_written() {
 }
 
 #[test]
+fn what_was_read_before_a_segment_was_finished_is_read_again() {
+    let mut segment = Segment::new(4096);
+    let first = segment.append(&payload(0));
+    let (at, whole) = (segment.end, crate::support::entry(&payload(1)));
+    segment.put(at, &whole[..whole.len() / 2]);
+    let mut reader = segment.open(0);
+    let mut got = Vec::new();
+    let stop = ReadLimit { fence: Fence::Live, finished: false, max_bytes: 1 };
+    let report = reader.read(stop, &mut |position, _| got.push(position.offset)).unwrap();
+    assert_eq!((got, report.outcome), (vec![first], ReadOutcome::More));
+    let second = segment.append(&payload(1));
+    segment.sync();
+    let (entries, report) = read(&mut reader, Fence::Live, true);
+    assert_eq!((offsets(&entries), report.outcome, report.damage), (vec![second], ReadOutcome::End, vec![]));
+}
+
+#[test]
 fn order_is_kept_when_a_later_entry_is_complete_first() {
     let mut segment = Segment::new(4096);
     let (first, second) = (crate::support::entry(&payload(1)), crate::support::entry(&payload(2)));
