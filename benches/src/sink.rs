@@ -142,6 +142,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
         let create = format!("create table {twin} (like {TABLE} including all) with (fillfactor = 80)");
         bench.admin.batch_execute(&create).await?;
     }
+    let version: String = bench.admin.query_one("show server_version", &[]).await?.get(0);
     let mut report = Report::new(
         "sink",
         format!(
@@ -152,7 +153,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             options.batch,
             options.pool,
             options.seed,
-            cdc_testkit::default_version::POSTGRES,
+            version,
         ),
     );
     let mut table = comfy_table::Table::new();
