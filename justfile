@@ -8,6 +8,10 @@ default:
 test:
     scripts/test
 
+# Chart, alerts, dashboards, image and units (needs what scripts/lib/deploy-tools.sh obtains in target/tools/bin).
+deploy:
+    PATH="$PWD/target/tools/bin:$PATH" cargo test --release --workspace --test deploy
+
 # The pipeline on real servers, end to end.
 demo *ARGS:
     scripts/demo {{ARGS}}

@@ -7,7 +7,8 @@
 //! | `/status` | the state as JSON |
 //! | `/metrics` | Prometheus' text format |
 //!
-//! Nothing here asks who is asking, so only loopback addresses are accepted.
+//! Nothing here asks who is asking, so only loopback addresses are accepted. For others there is `admin.remote`, where
+//! `/healthz` and `/readyz` are open, `/metrics` wants a token, and nothing else is.
 
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
@@ -16,16 +17,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State;
-use axum::http::{StatusCode, header::CONTENT_TYPE};
-use axum::response::IntoResponse;
+use axum::extract::{Request, State};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Deserialize;
 use tracing::info;
 
-use crate::Lifecycle;
 use crate::config::Fault;
+use crate::{Lifecycle, Secret};
+
+/// A shorter token can be found by trying.
+const TOKEN_MIN: usize = 16;
 
 /// The `admin:` section.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Deserialize)]
@@ -35,6 +41,17 @@ pub struct AdminConfig {
     pub listen: Option<SocketAddr>,
     /// Where the port is written once it is known.
     pub port_file: Option<PathBuf>,
+    pub remote: Option<RemoteConfig>,
+}
+
+/// For a supervisor and a Prometheus on other machines.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoteConfig {
+    /// Any address and port.
+    pub listen: SocketAddr,
+    /// What callers of `/metrics` must show as `Authorization: Bearer ...`.
+    pub token: Secret,
 }
 
 impl AdminConfig {
@@ -44,17 +61,23 @@ impl AdminConfig {
     }
 
     pub fn validate(&self) -> Vec<Fault> {
-        self.listen
-            .filter(|address| !address.ip().is_loopback())
-            .map(|address| {
-                let fix = format!(
-                    "is {address}, which others can reach, but requests are not authenticated yet; use 127.0.0.1:{}",
-                    address.port()
-                );
-                Fault::new("admin.listen", fix)
-            })
-            .into_iter()
-            .collect()
+        let reachable = self.listen.filter(|address| !address.ip().is_loopback()).map(|address| {
+            let port = address.port();
+            let fix = format!(
+                "is {address}, which others can reach, but requests there are not authenticated; use 127.0.0.1:{port}, \
+                 and admin.remote for health and metrics"
+            );
+            Fault::new("admin.listen", fix)
+        });
+        let token = self.remote.as_ref().map(|remote| remote.token.expose());
+        let unusable = token.filter(|token| token.len() < TOKEN_MIN || !token.bytes().all(|b| b.is_ascii_graphic()));
+        let unusable = unusable.map(|_| {
+            let fix = format!(
+                "is shorter than {TOKEN_MIN} bytes or has a space or non-ASCII character: use a long random one"
+            );
+            Fault::new("admin.remote.token", fix)
+        });
+        reachable.into_iter().chain(unusable).collect()
     }
 }
 
@@ -105,6 +128,29 @@ pub fn router(report: Arc<dyn Report>) -> Router {
         .route("/status", get(async |State(report): State<Arc<dyn Report>>| Json(report.status())))
         .route("/metrics", get(metrics))
         .with_state(report)
+}
+
+/// The paths of `admin.remote`.
+pub fn remote_router(report: Arc<dyn Report>, token: Secret) -> Router {
+    let guarded = Router::new().route("/metrics", get(metrics)).layer(from_fn_with_state(token, show_token));
+    let open = Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(ready));
+    open.merge(guarded).with_state(report)
+}
+
+async fn show_token(State(token): State<Secret>, request: Request, next: Next) -> Response {
+    if shows(request.headers(), &token) {
+        return next.run(request).await;
+    }
+    let why = "show the token of admin.remote.token, as in `Authorization: Bearer ...`\n";
+    (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")], why).into_response()
+}
+
+fn shows(headers: &HeaderMap, token: &Secret) -> bool {
+    let header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|text| text.split_once(' '));
+    let Some((_, shown)) = header.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) else { return false };
+    let (shown, expected) = (shown.trim().as_bytes(), token.expose().as_bytes());
+    // Every byte is looked at, whatever the first one says.
+    shown.len() == expected.len() && shown.iter().zip(expected).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
 }
 
 /// Answers whatever the router knows, until all tasks of the process have ended; `section` says where the address was
@@ -202,7 +248,11 @@ mod tests {
     async fn a_free_port_is_taken_written_down_and_answers_until_all_tasks_have_ended() {
         let directory = tempfile::tempdir().unwrap();
         let port_file = directory.path().join("port");
-        let config = AdminConfig { listen: Some("127.0.0.1:0".parse().unwrap()), port_file: Some(port_file.clone()) };
+        let config = AdminConfig {
+            listen: Some("127.0.0.1:0".parse().unwrap()),
+            port_file: Some(port_file.clone()),
+            remote: None,
+        };
         let lifecycle = Lifecycle::new();
         let address = serve(&config, 1, Arc::new(Half), &lifecycle).await.unwrap();
         assert_eq!(std::fs::read_to_string(port_file).unwrap(), format!("{}\n", address.port()));
@@ -222,11 +272,52 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_that_others_can_reach_is_refused() {
-        let config = AdminConfig { listen: Some("0.0.0.0:8084".parse().unwrap()), port_file: None };
+        let config = AdminConfig { listen: Some("0.0.0.0:8084".parse().unwrap()), ..AdminConfig::default() };
         let error = serve(&config, 1, Arc::new(Half), &Lifecycle::new()).await.unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "admin.listen is 0.0.0.0:8084, which others can reach, but requests are not authenticated yet; use 127.0.0.1:8084"
-        );
+        let told = error.to_string();
+        assert!(told.starts_with("admin.listen is 0.0.0.0:8084, which others can reach"), "{told}");
+        assert!(told.contains("use 127.0.0.1:8084, and admin.remote"), "{told}");
+    }
+
+    #[test]
+    fn a_token_that_can_be_guessed_is_refused_and_not_shown() {
+        let remote = |token: &str| AdminConfig {
+            remote: Some(RemoteConfig { listen: "0.0.0.0:9464".parse().unwrap(), token: Secret::new(token) }),
+            ..AdminConfig::default()
+        };
+        for token in ["hunter2", "sixteen or more bytes", ""] {
+            let faults = remote(token).validate();
+            assert_eq!(faults.len(), 1, "{token}");
+            assert!(!faults[0].to_string().contains("hunter2"), "{}", faults[0]);
+        }
+        assert!(remote("0123456789abcdef").validate().is_empty());
+    }
+
+    #[tokio::test]
+    async fn from_elsewhere_health_is_open_metrics_want_the_token_and_nothing_else_is_there() {
+        let lifecycle = Lifecycle::new();
+        let router = remote_router(Arc::new(Half), Secret::new("0123456789abcdef"));
+        let address = answer("admin.remote", "127.0.0.1:0".parse().unwrap(), None, router, &lifecycle).await.unwrap();
+        let ask = async |path: &'static str, header: &'static str| {
+            let asking = move || {
+                let mut stream = TcpStream::connect(address).unwrap();
+                write!(stream, "GET {path} HTTP/1.0\r\nHost: x\r\n{header}\r\n").unwrap();
+                let mut text = String::new();
+                stream.read_to_string(&mut text).unwrap();
+                (text.split(' ').nth(1).unwrap().parse::<u16>().unwrap(), text)
+            };
+            tokio::task::spawn_blocking(asking).await.unwrap()
+        };
+        assert_eq!(ask("/healthz", "").await.0, 200);
+        assert_eq!(ask("/readyz", "").await.0, 503);
+        assert_eq!(ask("/status", "Authorization: Bearer 0123456789abcdef\r\n").await.0, 404);
+        for wrong in ["", "Authorization: Bearer 0123456789abcdeg\r\n", "Authorization: Basic 0123456789abcdef\r\n"] {
+            let (code, text) = ask("/metrics", wrong).await;
+            assert!(code == 401 && !text.contains("cdc_rows_total"), "{wrong}: {text}");
+        }
+        let (code, text) = ask("/metrics", "Authorization: bearer 0123456789abcdef\r\n").await;
+        assert!(code == 200 && text.contains("cdc_rows_total 3"), "{text}");
+        lifecycle.stop();
+        assert_eq!(lifecycle.finish(Duration::from_secs(5)).await, Exit::Success);
     }
 }

@@ -61,6 +61,9 @@ pub(crate) enum Command {
     /// Serve comparisons, barriers and dead letters over HTTP
     #[command(after_help = RECONCILER_HELP)]
     Reconciler(ConfigArgs),
+    /// Bring schema `_cdc` of the target database up to date
+    #[command(after_help = MIGRATE_HELP)]
+    Migrate(ConfigArgs),
     /// Check a configuration, and the servers and tables it names
     #[command(after_help = VALIDATE_HELP)]
     Validate(ValidateArgs),
@@ -130,6 +133,14 @@ Examples:
   CDC__RECONCILER__EVERY=6h cdc reconciler cdc.yaml      compares every table every six hours
   curl -X POST http://localhost:8080/reconciliation/trigger -d '{\"tables\": [\"orders\"]}'
   curl http://localhost:8080/reconciliation/coverage";
+
+const MIGRATE_HELP: &str = "\
+Creates or alters what the pipeline keeps in PostgreSQL (schema _cdc, and postgres.schema if it is missing), and ends; waits
+for a server that is not there yet. Every role does the same when it starts, one at a time. By itself it is for a job before a
+new release is rolled out. Needs the section postgres, and those that the file's role needs.
+
+Examples:
+  cdc migrate cdc.yaml";
 
 const VALIDATE_HELP: &str = "\
 Checks, all findings at once, nothing is changed anywhere:

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Command::Sink(args) => role::run(config::Role::Sink, &args, cli.log_level.as_deref()),
         Command::Run(args) => role::run(config::Role::Run, &args, cli.log_level.as_deref()),
         Command::Reconciler(args) => role::run(config::Role::Reconciler, &args, cli.log_level.as_deref()),
+        Command::Migrate(args) => role::migrate(&args, cli.log_level.as_deref()),
         Command::Validate(args) => validate::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Dev(command) => dev::run(command),

@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use cdc_cassandra::checks::Wanted;
 use cdc_kafka::{KafkaError, Publisher};
 use cdc_postgres::{Disposition, PostgresConfig, TargetError};
 use cdc_reconciler::service::{self, Settings};
-use cdc_runtime::admin::{self, AdminConfig, AdminError};
-use cdc_runtime::{Lifecycle, Refusal, telemetry};
+use cdc_runtime::admin::{self, AdminConfig, AdminError, Report};
+use cdc_runtime::{Lifecycle, Refusal, STOP_DEADLINE, telemetry};
 use cdc_sink::{SinkError, SinkMetrics};
 use cdc_source::{Outlet, SourceError, SourceMetrics};
 use tracing::info;
@@ -69,7 +70,32 @@ async fn answer(
     }
     let address = admin.address(role.admin_port());
     admin::answer("admin", address, admin.port_file.as_deref(), router, lifecycle).await?;
+    answer_elsewhere(admin, report.clone(), lifecycle).await
+}
+
+/// Health and metrics for other machines, where the file says so.
+async fn answer_elsewhere(admin: &AdminConfig, report: Arc<dyn Report>, lifecycle: &Lifecycle) -> anyhow::Result<()> {
+    if let Some(remote) = &admin.remote {
+        let router = admin::remote_router(report, remote.token.clone());
+        admin::answer("admin.remote", remote.listen, None, router, lifecycle).await?;
+    }
     Ok(())
+}
+
+/// Brings schema `_cdc` up to date and ends; waits for a server that is not there yet.
+pub(crate) fn migrate(args: &ConfigArgs, log_level: Option<&str>) -> anyhow::Result<ExitCode> {
+    let config = Config::load(&args.config, None)?;
+    telemetry::init(log_level, config.log.level.as_deref()).map_err(|error| Refusal::config(error.to_string()))?;
+    let Some(postgres) = config.postgres else {
+        return Err(Refusal::config("section postgres is missing, which `cdc migrate` needs".to_owned()).into());
+    };
+    Ok(cdc_runtime::run(STOP_DEADLINE, move |lifecycle| async move {
+        let connecting = lifecycle.soft().run_until_cancelled(connect(&postgres)).await;
+        connecting.context("stopped before schema _cdc was up to date")??;
+        info!(database = postgres.database, "schema _cdc is up to date");
+        lifecycle.stop();
+        Ok(())
+    }))
 }
 
 async fn serve(config: Config, lifecycle: Lifecycle) -> anyhow::Result<()> {
@@ -79,6 +105,7 @@ async fn serve(config: Config, lifecycle: Lifecycle) -> anyhow::Result<()> {
         postgres: Some(mut postgres),
         kafka,
         reconciler,
+        admin,
         ..
     } = config
     else {
@@ -97,6 +124,7 @@ async fn serve(config: Config, lifecycle: Lifecycle) -> anyhow::Result<()> {
         show_key: crate::reconcile::key,
     };
     let service = service::answer(settings, &lifecycle).await?;
+    answer_elsewhere(&admin, service.report(), &lifecycle).await?;
     let Some(target) = lifecycle.soft().run_until_cancelled(connect(&postgres)).await else { return Ok(()) };
     service.work(target?, &lifecycle);
     Ok(())

@@ -145,9 +145,8 @@ fn what_reconcile_is_to_compare_is_checked_before_anything_is_read() {
 fn every_command_explains_itself_with_examples() {
     let help = said(&mut cdc(&["--help"]));
     assert!(help.code == Some(OK) && help.out.contains("Exit codes:"), "{}", help.out);
-    for command in
-        ["source", "sink", "run", "reconciler", "validate", "status", "dev", "log", "dlq", "reconcile", "snapshot"]
-    {
+    let commands = "source sink run reconciler migrate validate status dev log dlq reconcile snapshot";
+    for command in commands.split(' ') {
         let help = said(&mut cdc(&[command, "--help"]));
         assert!(help.code == Some(OK) && help.out.contains("Examples:"), "{command}: {}", help.out);
     }
@@ -259,6 +258,20 @@ fn validate_puts_what_the_operator_can_edit_first() {
     assert!(said.err.contains("source.cdc_raw_directory") && said.err.contains("does not exist; name this node's"));
     assert!(said.err.contains("source.keystore cannot be used: cannot read keystore /nowhere: "), "{}", said.err);
     assert!(!said.err.contains("hunter2"), "{}", said.err);
+}
+
+#[test]
+fn migrate_brings_the_schema_up_to_date_and_ends() {
+    let world = dlq::World::new();
+    world.sql("drop schema _cdc cascade");
+    for _ in 0..2 {
+        let done = said(&mut cdc(&["migrate", &world.file]));
+        assert!(done.code == Some(OK) && done.err.contains("up to date"), "{}", done.err);
+        world.sql("insert into _cdc.streams select * from _cdc.streams");
+    }
+    let refused = said(cdc(&["migrate", &world.file]).env("CDC__POSTGRES__PASSWORD", "hunter2"));
+    assert_eq!(refused.code, Some(UNAVAILABLE), "{}", refused.err);
+    assert!(!refused.err.contains("hunter2"), "{}", refused.err);
 }
 
 #[test]

@@ -87,6 +87,11 @@ pub async fn answer(settings: Settings, lifecycle: &Lifecycle) -> Result<Answeri
 }
 
 impl Answering {
+    /// Its health and metrics, to be served elsewhere, too.
+    pub fn report(&self) -> Arc<dyn admin::Report> {
+        self.0.clone()
+    }
+
     /// Starts working with what it works on.
     pub fn work(self, target: Target, lifecycle: &Lifecycle) {
         let service = self.0;

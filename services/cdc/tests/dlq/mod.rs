@@ -28,7 +28,7 @@ pub(crate) struct World {
     target: Target,
     orders: Arc<TableSchema>,
     pub(crate) files: Files,
-    file: String,
+    pub(crate) file: String,
 }
 
 impl World {
