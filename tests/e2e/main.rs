@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "seeds, and the logs of processes that failed")]
 
 mod barrier;
+mod contract;
 mod converges;
 mod operator;
 mod pipeline;

@@ -11,16 +11,16 @@ use crate::pipeline::{Process, Servers, connect_postgres, eventually};
 
 const SOON: Duration = Duration::from_secs(60);
 
-const TRIGGER: &str = r#"curl -X POST http://localhost:8080/reconciliation/trigger -H "Content-Type: application/json" -d '{"tables": ["users", "orders"], "validation_strategy": "CHECKSUM"}'"#;
-const COMPLETED: &str = "curl http://localhost:8080/reconciliation/jobs?status=COMPLETED | jq .";
-const OF_JOB: &str = "curl http://localhost:8080/reconciliation/jobs/{job_id} | jq .mismatches";
-const DRIFT: &str = "curl http://localhost:8080/metrics | grep cdc_reconciliation_drift_percentage";
-const PENDING: &str = "curl http://localhost:8080/reconciliation/mismatches?resolution_status=PENDING";
-const RESOLVE: &str = r#"curl -X POST http://localhost:8080/reconciliation/mismatches/{mismatch_id}/resolve -d '{"resolution_status": "MANUAL_RESOLVED", "resolution_notes": "Backfilled from Cassandra"}'"#;
-const REPLAY: &str = r#"curl -X POST http://localhost:8080/dlq/replay -H "Content-Type: application/json" -d '{"error_type": "SCHEMA_MISMATCH", "retry_strategy": "immediate"}'"#;
+pub(crate) const TRIGGER: &str = r#"curl -X POST http://localhost:8080/reconciliation/trigger -H "Content-Type: application/json" -d '{"tables": ["users", "orders"], "validation_strategy": "CHECKSUM"}'"#;
+pub(crate) const COMPLETED: &str = "curl http://localhost:8080/reconciliation/jobs?status=COMPLETED | jq .";
+pub(crate) const OF_JOB: &str = "curl http://localhost:8080/reconciliation/jobs/{job_id} | jq .mismatches";
+pub(crate) const DRIFT: &str = "curl http://localhost:8080/metrics | grep cdc_reconciliation_drift_percentage";
+pub(crate) const PENDING: &str = "curl http://localhost:8080/reconciliation/mismatches?resolution_status=PENDING";
+pub(crate) const RESOLVE: &str = r#"curl -X POST http://localhost:8080/reconciliation/mismatches/{mismatch_id}/resolve -d '{"resolution_status": "MANUAL_RESOLVED", "resolution_notes": "Backfilled from Cassandra"}'"#;
+pub(crate) const REPLAY: &str = r#"curl -X POST http://localhost:8080/dlq/replay -H "Content-Type: application/json" -d '{"error_type": "SCHEMA_MISMATCH", "retry_strategy": "immediate"}'"#;
 
 /// What bash says to a line; curl is told in its own file that 8080 is another port here, and to be quiet.
-fn typed(servers: &Servers, line: &str) -> String {
+pub(crate) fn typed(servers: &Servers, line: &str) -> String {
     let port = fs::read_to_string(servers.folder().join("api.port")).unwrap();
     let told = format!("silent\nmax-time = 60\nconnect-to = \"localhost:8080:127.0.0.1:{}\"\n", port.trim());
     fs::write(servers.folder().join(".curlrc"), told).unwrap();

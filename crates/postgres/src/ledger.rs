@@ -12,6 +12,8 @@ mod jobs;
 mod lease;
 mod mismatches;
 mod replays;
+mod retention;
+mod schedule;
 mod tables;
 mod wishes;
 
@@ -26,10 +28,14 @@ use sqlx::{
 use uuid::Uuid;
 
 pub use answers::Answer;
-pub use jobs::{Job, JobFilter, JobKind, JobOptions, RANGES, RepairWish, Requested, Wish};
+pub use jobs::{
+    Job, JobFilter, JobKind, JobOptions, JobStrategy, RANGES, RepairWish, Requested, SampleWish, Wish, WrittenWish,
+};
 pub use lease::{Claimed, Found, Gist, Lease};
 pub use mismatches::{Mismatch, MismatchFilter, Resolution};
 pub use replays::{ClaimedReplay, Replay, ReplayWish, Tally};
+pub use retention::{Pruned, Retention};
+pub use schedule::{Scheduled, Slot};
 pub use tables::TableState;
 pub use wishes::{Cancelled, Paused, Resumed};
 
@@ -91,6 +97,22 @@ impl Ledger {
         .fetch_one(&self.pool)
         .await
         .map(drop)
+        .map_err(failed("read a time"))
+    }
+
+    /// A time in any form PostgreSQL knows, as microseconds since 1970; `infinity` is the last one there is.
+    ///
+    /// # Errors
+    /// As [`Self::check_times`].
+    pub async fn micros(&self, time: &str) -> Result<i64, TargetError> {
+        sqlx::query_scalar!(
+            r#"select case when isfinite(time) then (extract(epoch from time) * 1000000)::bigint
+                when time > now() then 9223372036854775807 else -9223372036854775808 end as "micros!"
+            from (select $1::text::timestamptz as time) as given"#,
+            time,
+        )
+        .fetch_one(&self.pool)
+        .await
         .map_err(failed("read a time"))
     }
 

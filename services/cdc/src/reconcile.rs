@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+pub(crate) use self::literal::partition_key;
 pub(crate) use self::report::key;
 use self::run::RunArgs;
 use self::service::{FindingsArgs, JobsArgs, RepairArgs, ReportArgs, StartArgs, StatusArgs};

@@ -122,6 +122,7 @@ async fn serve(config: Config, lifecycle: Lifecycle) -> anyhow::Result<()> {
         marks: source.marks(),
         decode: cdc_sink::decode_again,
         show_key: crate::reconcile::key,
+        read_key: crate::reconcile::partition_key,
     };
     let service = service::answer(settings, &lifecycle).await?;
     answer_elsewhere(&admin, service.report(), &lifecycle).await?;

@@ -265,7 +265,7 @@ impl Comparison<'_> {
             Settling { reader: &self.reader, mirror: &self.mirror, barrier: &*reconciler.barrier, cancel: self.cancel };
         let mut settled = settling.settle(keys).await?;
         if let (Some(repair), Some(repairs)) = (reconciler.options.repair, &mut self.repairs) {
-            repair.carry_out(&reconciler.options.bounds, &settling, repairs, &mut settled.findings).await?;
+            repair.carry_out(&reconciler.options.bounds, &settling, repairs, &mut settled.findings).await;
         }
         self.in_motion += settled.in_motion;
         self.progress.add_findings(settled.findings.iter().filter(|finding| finding.class.is_drift()).count());
@@ -273,7 +273,7 @@ impl Comparison<'_> {
             self.tally.found(finding.token, finding.class.is_drift());
             *self.classes.entry(finding.class).or_default() += 1;
             // What was changed is told in any case.
-            if self.findings.len() < reconciler.options.findings_max || finding.repaired {
+            if self.findings.len() < reconciler.options.findings_max || finding.repaired || finding.attempted {
                 self.findings.push(finding);
             }
         }

@@ -84,6 +84,13 @@ pub struct Finding {
     pub is_static: bool,
     /// Of the target, where values differ; empty if the row is missing or extra.
     pub columns: Vec<String>,
+    /// SHA-256 of the key and the hashes of the columns that PostgreSQL should show; `None` if Cassandra has no such row, or
+    /// PostgreSQL cannot hold it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cassandra_checksum: Option<String>,
+    /// The same of what PostgreSQL shows, if it has the row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub postgres_checksum: Option<String>,
     /// Newest write time Cassandra tells, microseconds since 1970.
     pub cassandra_written_at: Option<i64>,
     /// Newest write time PostgreSQL knows, deletions included.
@@ -97,6 +104,8 @@ pub struct Finding {
     pub cause: Option<String>,
     /// Whether it was set right, and proven to be so by another barrier.
     pub repaired: bool,
+    /// Whether somebody tried: it was changed, or meant to be.
+    pub attempted: bool,
     /// For whoever may see keys.
     #[serde(skip)]
     pub key: RowKey,

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 
 use cdc_model::RowKey;
 
-use crate::{Class, Classes, Finding, ReconcileError, Repairs, Rows, settle::Settling};
+use crate::{Class, Classes, Finding, Repairs, Rows, settle::Settling};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Repair {
@@ -63,20 +63,20 @@ impl Repair {
         settling: &Settling<'_>,
         repairs: &mut Repairs,
         findings: &mut [Finding],
-    ) -> Result<(), ReconcileError> {
+    ) {
         let is_wanted = |finding: &&Finding| self.classes.contains(finding.class) && bounds.admit(finding);
         let wanted = findings.iter().filter(is_wanted);
         let keys: Vec<RowKey> = wanted.map(|finding| finding.key.clone()).collect();
         repairs.wanted += keys.len() as u64;
         repairs.stopped |= repairs.wanted > repairs.allowed;
         if keys.is_empty() || self.dry_run || repairs.stopped || settling.cancel.is_cancelled() {
-            return Ok(());
+            return;
         }
-        let right = settling.mend(keys, self.classes.contains(Class::TargetAhead), bounds.rows_per_second).await?;
-        for finding in findings.iter_mut().filter(|finding| right.contains(&finding.key)) {
-            finding.repaired = true;
-            repairs.done += 1;
+        let mended = settling.mend(keys, self.classes.contains(Class::TargetAhead), bounds.rows_per_second).await;
+        for finding in findings {
+            finding.attempted = mended.attempted.contains(&finding.key);
+            finding.repaired = mended.right.contains(&finding.key);
+            repairs.done += u64::from(finding.repaired);
         }
-        Ok(())
     }
 }

@@ -15,7 +15,7 @@
 use std::collections::BTreeSet;
 
 use cdc_model::TokenRange;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::scope::{SHIFT, leaves_of};
@@ -50,10 +50,22 @@ impl Sample {
         leaves.sort_unstable();
         leaves
     }
+
+    /// Those drawn from the whole that a part of it has tokens of.
+    pub(crate) fn leaves_in(self, whole: TokenRange, part: TokenRange) -> Vec<i64> {
+        let own = leaves_of(part);
+        self.leaves(whole).into_iter().filter(|leaf| own.contains(leaf)).collect()
+    }
+
+    /// What was drawn and not read.
+    pub(crate) fn unread(self, part: TokenRange, drawn: &[i64]) -> Sampled {
+        let tally = Tally { unproven: drawn.iter().copied().collect(), ..Tally::default() };
+        tally.sampled(self, part, drawn)
+    }
 }
 
 /// What was drawn, and what it says of all.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Sampled {
     pub percent: f64,
     pub seed: u32,
@@ -72,6 +84,24 @@ pub struct Sampled {
     /// Of the leaves with rows, drawn or not, no more have anything wrong, in percent; at `confidence`.
     pub wrong_percentage_max: f64,
     pub confidence: f64,
+}
+
+impl Sampled {
+    /// Of two parts of the ring that share no leaf.
+    #[must_use]
+    pub(crate) fn join(self, other: Self) -> Self {
+        let mut joined = Self {
+            leaves: self.leaves + other.leaves,
+            drawn: self.drawn + other.drawn,
+            with_rows: self.with_rows + other.with_rows,
+            largest: self.largest.max(other.largest),
+            wrong: self.wrong + other.wrong,
+            unproven: self.unproven + other.unproven,
+            ..self
+        };
+        joined.wrong_percentage_max = 100.0 * upper_bound(joined.with_rows, joined.wrong + joined.unproven);
+        joined
+    }
 }
 
 /// What is noted of leaves while they are compared.
@@ -195,6 +225,25 @@ mod tests {
             let right = right.count();
             assert!(right >= 945, "{wrong} wrong leaves: right in {right} of {draws}");
         }
+    }
+
+    #[test]
+    fn parts_say_together_what_the_whole_says() {
+        let sample = Sample { percent: 10.0, seed: 1 };
+        let (middle, wrong) = ((200 << SHIFT) - 1, [20i64, 300]);
+        let parts = [TokenRange { end: middle, ..RANGE }, TokenRange { start: middle, ..RANGE }];
+        let tally = |drawn: &[i64]| {
+            let mut tally = Tally { with_rows: drawn.iter().copied().collect(), ..Tally::default() };
+            drawn.iter().filter(|leaf| wrong.contains(leaf)).for_each(|leaf| tally.found(leaf << SHIFT, true));
+            tally
+        };
+        let drawn = sample.leaves(RANGE);
+        let of_parts = parts.map(|part| sample.leaves_in(RANGE, part));
+        assert_eq!(of_parts.concat(), drawn);
+        let [first, second] = [0, 1].map(|at| tally(&of_parts[at]).sampled(sample, parts[at], &of_parts[at]));
+        assert_eq!(first.join(second), tally(&drawn).sampled(sample, RANGE, &drawn));
+        let unread = first.join(sample.unread(parts[1], &of_parts[1]));
+        assert_eq!((unread.drawn, unread.with_rows, unread.unproven), (40, 40, of_parts[1].len()));
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub struct Scope {
     pub table: Arc<TableSchema>,
     pub range: TokenRange,
     pub only: Only,
+    /// What a sample is drawn from; the range may be a part of it.
+    pub whole: TokenRange,
 }
 
 /// Which rows of the range.
@@ -47,7 +49,7 @@ impl Written {
 
 impl Scope {
     pub fn new(table: Arc<TableSchema>, range: TokenRange) -> Self {
-        Self { table, range, only: Only::All }
+        Self { table, range, only: Only::All, whole: range }
     }
 
     /// One partition, by its key as Cassandra serialises it; and others of the same token, of which there are hardly any.
@@ -69,6 +71,12 @@ impl Scope {
         Self { only, ..self }
     }
 
+    /// A part of the scope, of which a sample has what was drawn from all of it.
+    #[must_use]
+    pub(crate) fn part(self, range: TokenRange) -> Self {
+        Self { range, ..self }
+    }
+
     pub(crate) fn written(&self) -> Option<Written> {
         match self.only {
             Only::Written(written) => Some(written),
@@ -79,7 +87,7 @@ impl Scope {
     /// Leaves that were drawn, in order.
     pub(crate) fn drawn(&self) -> Option<Vec<i64>> {
         match self.only {
-            Only::Sample(sample) => Some(sample.leaves(self.range)),
+            Only::Sample(sample) => Some(sample.leaves_in(self.whole, self.range)),
             Only::All | Only::Written(_) => None,
         }
     }
@@ -88,16 +96,25 @@ impl Scope {
     pub(crate) fn parts(&self, drawn: Option<&[i64]>) -> Vec<TokenRange> {
         match drawn {
             None => self.range.parts(parts(self.range)).collect(),
-            Some(leaves) => runs(leaves).into_iter().filter_map(|(first, last)| self.tokens(first, last)).collect(),
+            Some(leaves) => tokens_of(self.range, leaves),
         }
     }
 
     /// What leaves from one to another have of the range.
     pub(crate) fn tokens(&self, first: i64, last: i64) -> Option<TokenRange> {
-        let start = (first << SHIFT).saturating_sub(1).max(self.range.start);
-        let end = ((last << SHIFT) | ((1 << SHIFT) - 1)).min(self.range.end);
-        (start < end).then_some(TokenRange { start, end })
+        tokens(self.range, first, last)
     }
+}
+
+fn tokens(range: TokenRange, first: i64, last: i64) -> Option<TokenRange> {
+    let start = (first << SHIFT).saturating_sub(1).max(range.start);
+    let end = ((last << SHIFT) | ((1 << SHIFT) - 1)).min(range.end);
+    (start < end).then_some(TokenRange { start, end })
+}
+
+/// What some leaves, in order, have of a range.
+pub(crate) fn tokens_of(range: TokenRange, leaves: &[i64]) -> Vec<TokenRange> {
+    runs(leaves).into_iter().filter_map(|(first, last)| tokens(range, first, last)).collect()
 }
 
 fn parts(range: TokenRange) -> u64 {

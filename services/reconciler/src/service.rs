@@ -4,7 +4,9 @@
 //!   while Cassandra is not.
 //! - *Jobs* ([`work`], [`job`]): one at a time in a process, and beside it one repair of a single row. Several processes share
 //!   them: each is run by whoever has its lease, part by part, and gone on with by another where it was left.
+//! - *Schedule* ([`schedule`]): queues jobs when their time has come.
 //! - *Replays* ([`work`]) of dead letters that were asked for.
+//! - *Retention* ([`work`]): what is over is forgotten after a while.
 //! - *Figures* ([`figures`]): what `/metrics` and `/status` tell, read again every few seconds, so that a restart shows the
 //!   same.
 //!
@@ -17,6 +19,7 @@ mod figures;
 mod found;
 mod job;
 mod letters;
+mod schedule;
 mod watch;
 mod work;
 
@@ -25,13 +28,13 @@ use std::time::Duration;
 
 use cdc_cassandra::{CassandraConfig, MarkTable, checks::Wanted};
 use cdc_kafka::KafkaConfig;
-use cdc_model::TableSchema;
+use cdc_model::{TableSchema, ValueBytes};
 use cdc_postgres::{PostgresConfig, Target, ledger::Ledger};
 use cdc_runtime::{Lifecycle, admin};
 use serde_json::Value;
 use tokio::sync::Notify;
 
-pub use config::{PORT, ReconcilerConfig};
+pub use config::{PORT, ReconcilerConfig, RetentionConfig, ScheduleConfig};
 pub use letters::{DecodeAgain, Letters};
 
 use crate::Finding;
@@ -48,6 +51,8 @@ pub struct Settings {
     pub decode: DecodeAgain,
     /// A key for those who may see it.
     pub show_key: fn(&Arc<TableSchema>, &Finding) -> Value,
+    /// A partition key as somebody has written it, serialised as Cassandra does; else what is wrong with it.
+    pub read_key: fn(&TableSchema, &str) -> Result<ValueBytes, String>,
 }
 
 /// What all parts share.
@@ -57,6 +62,7 @@ struct Service {
     /// Once PostgreSQL has answered.
     engine: OnceLock<engine::Engine>,
     figures: figures::Figures,
+    calendar: schedule::Calendar,
     /// Work was added.
     work: Notify,
 }
@@ -77,6 +83,7 @@ pub async fn answer(settings: Settings, lifecycle: &Lifecycle) -> Result<Answeri
         ledger,
         engine: OnceLock::new(),
         figures: figures::Figures::default(),
+        calendar: schedule::Calendar::default(),
         work: Notify::new(),
         settings,
     });
@@ -98,6 +105,8 @@ impl Answering {
         let engine = engine::Engine::new(target, &service.settings);
         assert!(service.engine.set(engine).is_ok(), "a service begins to work once");
         lifecycle.spawn("figures", figures::keep(Arc::clone(&service), lifecycle.soft().clone()));
+        lifecycle.spawn("schedule", schedule::keep(Arc::clone(&service), lifecycle.soft().clone()));
+        lifecycle.spawn("retention", work::retention(Arc::clone(&service), lifecycle.soft().clone()));
         lifecycle.spawn("jobs", work::jobs(Arc::clone(&service), lifecycle.soft().clone()));
         lifecycle.spawn("repairs", work::repairs(Arc::clone(&service), lifecycle.soft().clone()));
         lifecycle.spawn("replays", work::replays(service, lifecycle.soft().clone()));
@@ -107,7 +116,11 @@ impl Answering {
 impl Service {
     /// What may be compared, as far as it is known by name: named in the configuration, or met by a writer.
     async fn tables(&self) -> Result<Vec<(String, String)>, cdc_postgres::TargetError> {
-        let wanted = self.settings.reconciler.tables(&self.settings.captured);
+        self.tables_of(&self.settings.reconciler.tables(&self.settings.captured)).await
+    }
+
+    /// Those of them that may be compared.
+    async fn tables_of(&self, wanted: &[Wanted]) -> Result<Vec<(String, String)>, cdc_postgres::TargetError> {
         let is_wanted = |(keyspace, name): &(String, String)| {
             let matches = |table: &Wanted| table.table.as_ref().is_none_or(|wanted| wanted == name);
             wanted.iter().any(|table| table.keyspace == *keyspace && matches(table))
@@ -118,6 +131,12 @@ impl Service {
         tables.sort();
         tables.dedup();
         Ok(tables)
+    }
+
+    /// Those of a schedule.
+    async fn scheduled(&self, schedule: &ScheduleConfig) -> Result<Vec<(String, String)>, cdc_postgres::TargetError> {
+        let all = self.settings.reconciler.tables(&self.settings.captured);
+        self.tables_of(&schedule.tables(&all)).await
     }
 
     fn barrier_timeout(&self) -> Duration {

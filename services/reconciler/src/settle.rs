@@ -11,6 +11,7 @@ use cdc_model::{ColumnKind, CqlType, LocalTime, RowKey, RowState, WriteTime, tok
 use cdc_postgres::{Expected, Mirror, Replacement, Seen};
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::{
     Class, Finding, ReconcileError,
@@ -31,6 +32,15 @@ pub(crate) struct Settled {
     pub(crate) equal: BTreeSet<RowKey>,
     pub(crate) findings: Vec<Finding>,
     pub(crate) in_motion: u64,
+}
+
+/// What became of rows that were to be set right.
+#[derive(Default)]
+pub(crate) struct Mended {
+    /// Changed, or meant to be.
+    pub(crate) attempted: BTreeSet<RowKey>,
+    /// Proven right afterwards.
+    pub(crate) right: BTreeSet<RowKey>,
 }
 
 pub(crate) struct Settling<'s> {
@@ -137,16 +147,33 @@ impl Settling<'_> {
     /// Sets rows right, and says of which it is proven afterwards; `takes_ahead` of those PostgreSQL knows more of, too.
     pub(crate) async fn mend(
         &self,
+        keys: Vec<RowKey>,
+        takes_ahead: bool,
+        rows_per_second: Option<NonZeroUsize>,
+    ) -> Mended {
+        let mut mended = Mended::default();
+        if let Err(error) = self.mend_into(&mut mended, keys, takes_ahead, rows_per_second).await {
+            warn!(error = &error as &dyn std::error::Error, "rows were changed, and are not proven to be right");
+        }
+        mended
+    }
+
+    async fn mend_into(
+        &self,
+        mended: &mut Mended,
         mut keys: Vec<RowKey>,
         takes_ahead: bool,
         rows_per_second: Option<NonZeroUsize>,
-    ) -> Result<BTreeSet<RowKey>, ReconcileError> {
+    ) -> Result<(), ReconcileError> {
         let at_once = rows_per_second.map_or(keys.len(), NonZeroUsize::get);
         let mut done = 0;
         while done < keys.len() {
             let end = keys.len().min(done.saturating_add(at_once));
             let began = Instant::now();
-            self.replace(&keys[done..end], takes_ahead).await?;
+            let rows = self.replacements(&keys[done..end], takes_ahead).await?;
+            // Told before it is done: whether it was done is not known if this fails.
+            mended.attempted.extend(rows.iter().map(|row| row.key.clone()));
+            self.mirror.replace(&rows).await?;
             done = end;
             if done < keys.len() {
                 let rest = Duration::from_secs(1).saturating_sub(began.elapsed());
@@ -157,11 +184,12 @@ impl Settling<'_> {
         }
         // To the end, whoever wants it to stop: what was changed has to be told.
         let to_the_end = CancellationToken::new();
-        Ok(Settling { cancel: &to_the_end, ..*self }.settle(keys).await?.equal)
+        mended.right = Settling { cancel: &to_the_end, ..*self }.settle(keys).await?.equal;
+        Ok(())
     }
 
-    /// Puts what Cassandra answers at `ALL` in the place of what PostgreSQL knows.
-    async fn replace(&self, keys: &[RowKey], takes_ahead: bool) -> Result<(), ReconcileError> {
+    /// What Cassandra answers at `ALL`, to be put in the place of what PostgreSQL knows.
+    async fn replacements(&self, keys: &[RowKey], takes_ahead: bool) -> Result<Vec<Replacement>, ReconcileError> {
         // In this order: what PostgreSQL knows some replica has answered with, unless it was lost there.
         let seen = self.mirror.look(keys).await?;
         let answers = self.reader.rows(keys, true).await;
@@ -180,8 +208,7 @@ impl Settling<'_> {
             let state = mended(is_list, key.kind(), &seen.state, answer, now());
             rows.extend(state.map(|state| Replacement { key: key.clone(), known: seen.state, state }));
         }
-        self.mirror.replace(&rows).await?;
-        Ok(())
+        Ok(rows)
     }
 
     /// Missing and stale rows whose change was set aside.
@@ -223,6 +250,10 @@ impl Settling<'_> {
             key_sha256: key_sha256(key),
             is_static: key.clustering.is_none(),
             columns: self.differing(key.kind(), answer.as_ref(), seen),
+            cassandra_checksum: answer
+                .as_ref()
+                .and_then(|answer| answer.columns.as_deref().map(|columns| checksum(key, columns))),
+            postgres_checksum: seen.columns.as_deref().map(|columns| checksum(key, columns)),
             cassandra_written_at: answer.as_ref().and_then(|answer| time(&answer.state)),
             postgres_written_at: time(&seen.state),
             read_at_all: *at_all,
@@ -232,6 +263,7 @@ impl Settling<'_> {
                 cannot.then(|| "UNREPRESENTABLE".to_owned())
             }),
             repaired: false,
+            attempted: false,
             key: key.clone(),
         }
     }
@@ -251,6 +283,15 @@ fn key_sha256(key: &RowKey) -> String {
     let clustering = key.clustering.as_ref().map(|clustering| clustering.as_bytes().to_vec());
     let digest = hash.chain_update(clustering.unwrap_or_default()).finalize();
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The same for two stores that show the same of a row: of the key's hash and, by column, 0 for NULL or 1 and its hash.
+fn checksum(key: &RowKey, columns: &[Option<i64>]) -> String {
+    let hash = columns.iter().fold(Sha256::new_with_prefix(key_sha256(key)), |hash, column| match column {
+        None => hash.chain_update([0]),
+        Some(value) => hash.chain_update([1]).chain_update(value.to_be_bytes()),
+    });
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 pub(crate) fn now() -> LocalTime {

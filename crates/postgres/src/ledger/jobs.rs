@@ -34,12 +34,56 @@ impl JobKind {
     }
 }
 
+/// How a job compares.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum JobStrategy {
+    Checksum,
+    Version,
+    RowCount,
+    /// By all values, of leaves that are drawn.
+    Sample,
+    /// By all values, of rows last written between two times.
+    TimestampRange,
+}
+
+impl JobStrategy {
+    pub const ALL: [Self; 5] = [Self::Checksum, Self::Version, Self::RowCount, Self::Sample, Self::TimestampRange];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Checksum | Self::Version | Self::RowCount => self.compares().name(),
+            Self::Sample => "SAMPLE",
+            Self::TimestampRange => "TIMESTAMP_RANGE",
+        }
+    }
+
+    /// By what rows are compared.
+    pub fn compares(self) -> Strategy {
+        match self {
+            Self::Checksum | Self::Sample | Self::TimestampRange => Strategy::Checksum,
+            Self::Version => Strategy::Version,
+            Self::RowCount => Strategy::RowCount,
+        }
+    }
+}
+
+impl From<Strategy> for JobStrategy {
+    fn from(strategy: Strategy) -> Self {
+        match strategy {
+            Strategy::Checksum => Self::Checksum,
+            Strategy::Version => Self::Version,
+            Strategy::RowCount => Self::RowCount,
+        }
+    }
+}
+
 /// A comparison that is asked for.
 #[derive(Clone, Debug)]
 pub struct Wish<'a> {
     pub keyspace: &'a str,
     pub table: &'a str,
-    pub strategy: Strategy,
+    pub strategy: JobStrategy,
     /// `HIGH`, `NORMAL` or `LOW`.
     pub priority: &'a str,
     pub range: TokenRange,
@@ -55,12 +99,33 @@ pub struct JobOptions {
     /// It ends after so long, whatever is left.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_seconds: Option<u64>,
+    /// Of a [`JobStrategy::Sample`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample: Option<SampleWish>,
+    /// Of a [`JobStrategy::TimestampRange`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub written: Option<WrittenWish>,
+}
+
+/// What is drawn.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct SampleWish {
+    /// Of the leaves.
+    pub percent: f64,
+    pub seed: u32,
+}
+
+/// Write times, microseconds since 1970; the second one is not among them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WrittenWish {
+    pub from: i64,
+    pub to: i64,
 }
 
 impl JobOptions {
-    pub const NONE: Self = Self { repair: None, max_seconds: None };
+    pub const NONE: Self = Self { repair: None, max_seconds: None, sample: None, written: None };
 
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         serde_json::to_value(self).expect("options are plain data")
     }
 }
@@ -127,6 +192,12 @@ pub struct Job {
     pub validation_errors: Vec<String>,
     /// What was repaired, if anything was to be.
     pub repairs: Option<Value>,
+    /// The cron expression that asked for it, and its time.
+    pub schedule: Option<String>,
+    pub scheduled_for: Option<String>,
+    /// What was drawn so far, and what it says of all.
+    #[serde(skip)]
+    pub sample: Option<Value>,
     /// Processes that died in the part that is next.
     pub interruptions: i32,
     pub pause_requested: bool,
@@ -201,7 +272,7 @@ impl Ledger {
         let id = Uuid::new_v4();
         let mut transaction = self.begin().await?;
         let detail = json!({"mismatch_id": mismatch.mismatch_id, "dry_run": wish.dry_run});
-        let options = JobOptions { repair: Some(wish), max_seconds: None };
+        let options = JobOptions { repair: Some(wish), ..JobOptions::NONE };
         let job = sqlx::query!(
             r#"-- cdc: request a repair
             insert into _cdc.reconciliation_jobs as job (job_id, keyspace, table_name, job_type, strategy, priority,
@@ -228,55 +299,6 @@ impl Ledger {
         Ok(requested)
     }
 
-    /// Queues a job for each table that had none for so many seconds; for 10 minutes, if the last one failed. One whose last
-    /// job ran out of time goes on where that ended.
-    ///
-    /// # Errors
-    /// As all of this.
-    pub async fn schedule(
-        &self,
-        tables: &[(String, String)],
-        strategy: Strategy,
-        every: i64,
-        options: &JobOptions,
-    ) -> Result<u64, TargetError> {
-        let (keyspaces, names): (Vec<String>, Vec<String>) = tables.iter().cloned().unzip();
-        let done = sqlx::query!(
-            "-- cdc: schedule jobs
-            insert into _cdc.reconciliation_jobs (job_id, keyspace, table_name, job_type, strategy, priority, options,
-                range_start, risk)
-            select gen_random_uuid(), due.keyspace, due.table_name, $3, $4, 'LOW', $6,
-                coalesce((select case when status = 'COMPLETED' and gaps -> -1 ->> 'why' = 'TIME_BOX'
-                        then (gaps -> -1 ->> 'start')::bigint end
-                    from _cdc.reconciliation_jobs as last
-                    where last.keyspace = due.keyspace and last.table_name = due.table_name and job_type = 'SCHEDULED'
-                    order by created_at desc limit 1), -9223372036854775808),
-                case when exists (select from _cdc.reconciliation_mismatches as known
-                        where known.keyspace = due.keyspace and known.table_name = due.table_name
-                            and resolution_status = 'PENDING')
-                    or exists (select from _cdc.dlq where dlq.table_name = due.keyspace || '.' || due.table_name
-                        and status = 'unresolved')
-                    then 1e12 else 0 end
-                + coalesce(extract(epoch from now() - (select max(started_at) from _cdc.reconciliation_jobs as proof
-                    where proof.keyspace = due.keyspace and proof.table_name = due.table_name and coverage = 1
-                        and job_type <> 'REPAIR')), 1e11)
-            from unnest($1::text[], $2::text[]) as due (keyspace, table_name)
-            where not exists (select from _cdc.reconciliation_jobs as job
-                where job.keyspace = due.keyspace and job.table_name = due.table_name and job_type <> 'REPAIR'
-                    and job.created_at > now()
-                        - make_interval(secs => case job.status when 'FAILED' then least($5::bigint, 600) else $5 end))
-            on conflict (keyspace, table_name) where status in ('QUEUED', 'RUNNING', 'PAUSED') and job_type <> 'REPAIR'
-            do nothing",
-            &keyspaces,
-            &names,
-            JobKind::Scheduled.name(),
-            strategy.name(),
-            every,
-            options.json(),
-        );
-        Ok(done.execute(&self.pool).await.map_err(failed("schedule jobs"))?.rows_affected())
-    }
-
     /// Newest first.
     ///
     /// # Errors
@@ -291,8 +313,8 @@ impl Ledger {
                 extract(epoch from completed_at - started_at)::float8 as "duration_seconds?",
                 cassandra_rows as "cassandra_row_count", postgres_rows as "postgres_row_count",
                 drift_rows as "mismatch_count", drift_percentage, unproven_rows as "unproven_count", in_motion, classes,
-                coverage, gaps, errors as "validation_errors", repairs, interruptions, pause_requested,
-                cancel_requested, range_start, range_end, options, ranges_done, worked_seconds, progress
+                coverage, gaps, errors as "validation_errors", repairs, schedule,
+                _cdc.utc(scheduled_for) as "scheduled_for?", sample, interruptions, pause_requested, cancel_requested, range_start, range_end, options, ranges_done, worked_seconds, progress
             from _cdc.reconciliation_jobs
             where ($1::uuid is null or job_id = $1) and ($2::text is null or keyspace = $2)
                 and ($3::text is null or table_name = $3) and ($4::text is null or status = $4)

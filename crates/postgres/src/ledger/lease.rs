@@ -16,7 +16,7 @@ pub struct Claimed {
     pub job: Uuid,
     pub keyspace: String,
     pub table: String,
-    /// As in [`crate::Strategy::name`].
+    /// As in [`super::JobStrategy::name`].
     pub strategy: String,
     pub range_start: i64,
     pub range_end: i64,
@@ -31,6 +31,7 @@ pub struct Claimed {
     pub unproven_rows: i64,
     pub gaps: Value,
     pub repairs: Option<Value>,
+    pub sample: Option<Value>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,7 +59,10 @@ pub struct Found {
     pub gaps: Value,
     /// What was repaired by the whole job so far.
     pub repairs: Option<Value>,
-    /// Rows with their evidence, as objects of [`super::Mismatch`]'s fields; those that were `repaired` say so.
+    /// What was drawn by the whole job so far, and what it says of all.
+    pub sample: Option<Value>,
+    /// Rows with their evidence, as objects of [`super::Mismatch`]'s fields; those that were `repaired` say so, and those
+    /// that were `attempted` to be.
     pub findings: Value,
     /// Classes of which a row in `tokens` is proven right if this has not found it.
     pub disproves: Vec<String>,
@@ -74,6 +78,8 @@ pub struct Gist {
     pub errors: Vec<String>,
     /// Share of the job's tokens that was read, and the others; `None` if it did not begin.
     pub coverage: Option<(f64, Value)>,
+    /// Of a sample, with what was not read.
+    pub sample: Option<Value>,
 }
 
 impl Ledger {
@@ -94,7 +100,7 @@ impl Ledger {
             returning job_id as "job", keyspace, table_name as "table", strategy, range_start, range_end, options,
                 ranges_done, worked_seconds, coalesce(cassandra_rows, 0) as "rows!",
                 coalesce(unproven_rows, 0) as "unproven_rows!", coalesce(gaps, '[]') as "gaps!",
-                repairs"#,
+                repairs, sample"#,
             self.worker,
             repairs,
             JobKind::Repair.name(),
@@ -175,7 +181,7 @@ impl Ledger {
                     select class, sum(findings::bigint) as findings from (
                         select * from jsonb_each_text(coalesce(classes, '{}'))
                         union all select * from jsonb_each_text($10)) as counts (class, findings) group by 1) as sums),
-                gaps = coalesce(gaps, '[]') || $11::jsonb, repairs = coalesce($12, repairs)
+                gaps = coalesce(gaps, '[]') || $11::jsonb, repairs = coalesce($12, repairs), sample = coalesce($13, sample)
             where job_id = $1 and worker = $2 and status = 'RUNNING'",
             job.job,
             self.worker,
@@ -189,6 +195,7 @@ impl Ledger {
             found.classes,
             found.gaps,
             found.repairs,
+            found.sample,
         );
         if done.execute(&mut *transaction).await.map_err(failed("advance a job"))?.rows_affected() == 0 {
             return Ok(false);
@@ -232,7 +239,7 @@ impl Ledger {
         let done = sqlx::query!(
             r#"-- cdc: finish a job
             update _cdc.reconciliation_jobs set status = $3, completed_at = now(), lease_until = null, progress = null,
-                errors = $4, coverage = $5, gaps = $6
+                errors = $4, coverage = $5, gaps = $6, sample = coalesce($7, sample)
             where job_id = $1 and worker = $2 and status = 'RUNNING'
             returning classes, repairs, (select count(*) from _cdc.reconciliation_mismatches
                 where resolved_by = 'job ' || $1::uuid) as "resolved!""#,
@@ -242,6 +249,7 @@ impl Ledger {
             &gist.errors,
             coverage,
             gaps,
+            gist.sample,
         );
         let Some(done) = done.fetch_optional(&mut *transaction).await.map_err(failed("finish a job"))? else {
             return Ok(false);

@@ -28,6 +28,9 @@ pub struct Mismatch {
     pub class: String,
     pub cause: Option<String>,
     pub columns: Value,
+    /// SHA-256 of what each store shows, or PostgreSQL would of it.
+    pub cassandra_checksum: Option<String>,
+    pub postgres_checksum: Option<String>,
     pub cassandra_written_at: Option<i64>,
     pub postgres_written_at: Option<i64>,
     pub read_at_all: bool,
@@ -84,10 +87,11 @@ pub(super) async fn record(
         with seen as (
             insert into _cdc.reconciliation_mismatches as known (mismatch_id, keyspace, table_name, key_sha256, is_static,
                 token, primary_key, class, cause, columns, cassandra_written_at, postgres_written_at, read_at_all,
-                barriers, job_id, resolution_status, resolution_notes, resolved_at, resolved_by, evidence)
+                barriers, cassandra_checksum, postgres_checksum, job_id, resolution_status, resolution_notes, resolved_at,
+                resolved_by, evidence)
             select distinct on (key_sha256, is_static) gen_random_uuid(), $2, $3, key_sha256, is_static, token,
                 nullif(primary_key_value, 'null'), class, cause, columns, cassandra_written_at, postgres_written_at,
-                read_at_all, barriers, $1, case when repaired then 'AUTO_RESOLVED' else 'PENDING' end,
+                read_at_all, barriers, cassandra_checksum, postgres_checksum, $1, case when repaired then 'AUTO_RESOLVED' else 'PENDING' end,
                 case when repaired then 'repaired, and proven equal' end, case when repaired then now() end,
                 case when repaired then 'job ' || $1::uuid end,
                 case when repaired then jsonb_build_object('how', 'REPAIRED', 'job_id', $1, 'class', class,
@@ -95,13 +99,15 @@ pub(super) async fn record(
                     'postgres_written_at', postgres_written_at, 'read_at_all', read_at_all, 'barriers', barriers) end
             from jsonb_to_recordset($4::jsonb) as finding (key_sha256 text, is_static boolean, token bigint,
                 primary_key_value jsonb, class text, cause text, columns jsonb, cassandra_written_at bigint,
-                postgres_written_at bigint, read_at_all boolean, barriers int, repaired boolean)
+                postgres_written_at bigint, read_at_all boolean, barriers int, cassandra_checksum text,
+                postgres_checksum text, repaired boolean)
             where class <> 'UNPROVEN'
             on conflict (keyspace, table_name, key_sha256, is_static) do update set
                 primary_key = excluded.primary_key, class = excluded.class, cause = excluded.cause,
                 columns = excluded.columns, cassandra_written_at = excluded.cassandra_written_at,
                 postgres_written_at = excluded.postgres_written_at, read_at_all = excluded.read_at_all,
-                barriers = excluded.barriers, job_id = excluded.job_id, last_seen_at = now(),
+                barriers = excluded.barriers, cassandra_checksum = excluded.cassandra_checksum,
+                postgres_checksum = excluded.postgres_checksum, job_id = excluded.job_id, last_seen_at = now(),
                 times_seen = known.times_seen + 1, evidence = excluded.evidence,
                 reopened = known.reopened + (known.resolution_status in ('AUTO_RESOLVED', 'MANUAL_RESOLVED'))::int,
                 previous_resolution = case when known.resolution_status in ('AUTO_RESOLVED', 'MANUAL_RESOLVED')
@@ -156,23 +162,25 @@ pub(super) async fn record(
 /// Rows of one entry of the audit log.
 const AUDITED: usize = 1_000;
 
-/// Notes which rows a job has repaired, by their hashes.
+/// Notes which rows a job has changed, by their hashes: those that were then proven right, and those that were not.
 pub(super) async fn audit_repairs(
     transaction: &mut PgTransaction<'static>,
     job: &Claimed,
     found: &Found,
 ) -> Result<(), TargetError> {
-    let repaired: Vec<Value> = found
-        .findings
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|one| one["repaired"] == true)
-        .map(|one| json!({"key_sha256": one["key_sha256"], "is_static": one["is_static"], "class": one["class"]}))
-        .collect();
-    for rows in repaired.chunks(AUDITED) {
-        let detail = json!({"table": format!("{}.{}", job.keyspace, job.table), "rows": rows});
-        audit(transaction, "reconciler", "repaired", &job.job.to_string(), detail).await?;
+    for (action, is_proven) in [("repaired", true), ("repair not proven", false)] {
+        let is_it = |one: &&Value| match is_proven {
+            true => one["repaired"] == true,
+            false => one["attempted"] == true && one["repaired"] != true,
+        };
+        let rows = found.findings.as_array().into_iter().flatten().filter(is_it);
+        let rows: Vec<Value> = rows
+            .map(|one| json!({"key_sha256": one["key_sha256"], "is_static": one["is_static"], "class": one["class"]}))
+            .collect();
+        for rows in rows.chunks(AUDITED) {
+            let detail = json!({"table": format!("{}.{}", job.keyspace, job.table), "rows": rows});
+            audit(transaction, "reconciler", action, &job.job.to_string(), detail).await?;
+        }
     }
     Ok(())
 }
@@ -197,8 +205,8 @@ impl Ledger {
             Mismatch,
             r#"-- cdc: list mismatches
             select mismatch_id, job_id, keyspace, table_name, key_sha256, primary_key as "primary_key_value", is_static, token,
-                mismatch_type, class, cause, columns, cassandra_written_at, postgres_written_at, read_at_all, barriers,
-                _cdc.utc(detected_at) as "detected_at!", _cdc.utc(last_seen_at) as "last_seen_at!", times_seen, reopened,
+                mismatch_type, class, cause, columns, cassandra_checksum, postgres_checksum, cassandra_written_at,
+                postgres_written_at, read_at_all, barriers, _cdc.utc(detected_at) as "detected_at!", _cdc.utc(last_seen_at) as "last_seen_at!", times_seen, reopened,
                 resolution_status, resolution_notes, _cdc.utc(resolved_at) as "resolved_at?", resolved_by,
                 previous_resolution, evidence, count(*) over () as "total!"
             from _cdc.reconciliation_mismatches as mismatch

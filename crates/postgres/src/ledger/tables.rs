@@ -10,8 +10,11 @@ use crate::TargetError;
 pub struct TableState {
     pub keyspace: String,
     pub table: String,
-    /// Jobs by status.
+    /// Jobs that are known by status.
     pub jobs: Value,
+    /// Of all jobs that have ended: jobs by `status`, mismatches by `type`, jobs that took so many seconds or fewer by `le`, and
+    /// the `sum` of their `seconds`.
+    pub totals: Value,
     /// Pending mismatches by type.
     pub pending: Value,
     /// Of the newest job that has read anything: its id, when it began, strategy, share of the tokens, and gaps.
@@ -46,13 +49,17 @@ impl Ledger {
                     'unproven_count', unproven_rows, 'cassandra_row_count', cassandra_rows,
                     'postgres_row_count', postgres_rows, 'range', jsonb_build_object('start', range_start, 'end', range_end),
                     'began_at_seconds', extract(epoch from started_at)) as gist,
-                    coverage = 1 and range_start = -9223372036854775808 and range_end = 9223372036854775807 as is_whole
-                from _cdc.reconciliation_jobs where coverage is not null and job_type <> 'REPAIR')
+                    _cdc.is_whole(job) as is_whole
+                from _cdc.reconciliation_jobs as job where coverage is not null and job_type <> 'REPAIR')
             select keyspace, table_name as "table", jsonb_object_agg(status, jobs) as "jobs!",
                 coalesce((select jsonb_object_agg(mismatch_type, rows) from (
                     select mismatch_type, count(*) as rows from _cdc.reconciliation_mismatches as mismatch
                     where mismatch.keyspace = job.keyspace and mismatch.table_name = job.table_name
                         and resolution_status = 'PENDING' group by 1) as types), '{}') as "pending!",
+                coalesce((select jsonb_object_agg(kind, counts) from (
+                    select kind, jsonb_object_agg(label, value) as counts from _cdc.reconciliation_totals as total
+                    where total.keyspace = job.keyspace and total.table_name = job.table_name group by kind) as kinds),
+                    '{}') as "totals!",
                 (select gist from gist where gist.keyspace = job.keyspace and gist.table_name = job.table_name
                     order by completed_at desc limit 1) as "newest",
                 (select gist from gist where gist.keyspace = job.keyspace and gist.table_name = job.table_name

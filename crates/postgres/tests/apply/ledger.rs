@@ -1,14 +1,15 @@
 //! Jobs, mismatches, replays and the audit log that reconcilers share.
 
+mod kept;
 mod parts;
 
 use anyhow::{Context, Result};
 use cdc_model::TokenRange;
 use cdc_postgres::{
-    Disposition, Strategy,
+    Disposition,
     ledger::{
-        Answer, Cancelled, Claimed, Found, Gist, JobOptions, Lease, Ledger, Mismatch, MismatchFilter, Page, RANGES,
-        ReplayWish, Requested, Resolution, Tally, Wish,
+        Answer, Cancelled, Claimed, Found, Gist, JobOptions, JobStrategy, Lease, Ledger, Mismatch, MismatchFilter,
+        Page, RANGES, ReplayWish, Requested, Resolution, Tally, Wish,
     },
 };
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ const ALL: Page = Page { limit: 100, offset: 0 };
 const ORDERS: Wish<'_> = Wish {
     keyspace: "shop",
     table: "orders",
-    strategy: Strategy::Checksum,
+    strategy: JobStrategy::Checksum,
     priority: "NORMAL",
     range: TokenRange::RING,
     options: JobOptions::NONE,
@@ -47,7 +48,8 @@ fn found(findings: &[Value], disproves: &[&str]) -> Found {
 }
 
 fn gist(status: &'static str) -> Gist {
-    Gist { status, errors: Vec::new(), coverage: (status == "COMPLETED").then(|| (1.0, json!([]))) }
+    let coverage = (status == "COMPLETED").then(|| (1.0, json!([])));
+    Gist { status, coverage, ..Gist::default() }
 }
 
 async fn ledger(database: &Database) -> Result<Ledger> {
@@ -197,7 +199,7 @@ async fn tables_are_scheduled_when_they_are_due_and_known_by_their_last_whole_jo
     let database = Database::create().await?;
     let ledger = ledger(&database).await?;
     let tables = ["orders", "users"].map(|name| ("shop".to_owned(), name.to_owned()));
-    let schedule = || ledger.schedule(&tables, Strategy::Version, 3_600, &JobOptions::NONE);
+    let schedule = || ledger.schedule(&tables, JobStrategy::Version, 3_600, &JobOptions::NONE);
     assert_eq!((schedule().await?, schedule().await?), (2, 0));
     let first: Claimed = ledger.claim_job(false).await?.context("a job waits")?;
     ledger.advance_job(&first, RANGES, &found(&[finding("a", "EXTRA")], &[])).await?;
@@ -241,7 +243,7 @@ async fn the_table_at_the_greatest_risk_goes_first_and_one_that_ran_out_of_time_
         )
         .await?;
     let tables = ["fresh", "never", "old", "wrong"].map(|name| ("shop".to_owned(), name.to_owned()));
-    ledger.schedule(&tables, Strategy::Checksum, 3_600, &JobOptions::NONE).await?;
+    ledger.schedule(&tables, JobStrategy::Checksum, 3_600, &JobOptions::NONE).await?;
     let mut order = Vec::new();
     while let Some(job) = ledger.claim_job(false).await? {
         let rest =
@@ -253,12 +255,12 @@ async fn the_table_at_the_greatest_risk_goes_first_and_one_that_ran_out_of_time_
     assert_eq!(order, ["wrong", "never", "old", "fresh"]);
 
     client.batch_execute("update _cdc.reconciliation_jobs set created_at = created_at - interval '2 h'").await?;
-    ledger.schedule(&tables[..1], Strategy::Checksum, 3_600, &JobOptions::NONE).await?;
+    ledger.schedule(&tables[..1], JobStrategy::Checksum, 3_600, &JobOptions::NONE).await?;
     let rest = ledger.claim_job(false).await?.context("a job waits")?;
     assert_eq!((rest.range_start, rest.range_end), (42, i64::MAX));
     ledger.finish_job(&rest, &gist("COMPLETED")).await?;
     client.batch_execute("update _cdc.reconciliation_jobs set created_at = created_at - interval '2 h'").await?;
-    ledger.schedule(&tables[..1], Strategy::Checksum, 3_600, &JobOptions::NONE).await?;
+    ledger.schedule(&tables[..1], JobStrategy::Checksum, 3_600, &JobOptions::NONE).await?;
     assert_eq!(ledger.claim_job(false).await?.context("a job waits")?.range_start, i64::MIN, "and begins anew");
     let whole = &ledger.table_states().await?[0].whole;
     assert_eq!(whole.as_ref().unwrap()["range"]["start"], i64::MIN, "a part of the ring is not the table");

@@ -41,7 +41,7 @@ impl Literal {
 ///
 /// # Errors
 /// A sentence that names the column, what was given and what to write.
-pub(super) fn partition_key(table: &TableSchema, text: &str) -> Result<ValueBytes, String> {
+pub(crate) fn partition_key(table: &TableSchema, text: &str) -> Result<ValueBytes, String> {
     let names: Vec<&str> = table.partition_key.iter().map(|column| column.name.as_str()).collect();
     let shape = || {
         let list = names.join(", ");

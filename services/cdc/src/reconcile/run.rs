@@ -177,7 +177,7 @@ fn percent(text: &str) -> Result<f64, String> {
     percent.ok_or_else(|| "use a number from 0 to 100".to_owned())
 }
 
-fn share(text: &str) -> Result<f64, String> {
+pub(super) fn share(text: &str) -> Result<f64, String> {
     percent(text).ok().filter(|percent| *percent > 0.0).ok_or_else(|| "use a number above 0, up to 100".to_owned())
 }
 

@@ -3,36 +3,25 @@
 mod client;
 mod document;
 mod show;
+mod start;
 mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use cdc_model::TokenRange;
 use cdc_runtime::Exit;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use self::client::{Client, ServerArgs, encoded};
-use super::run::{REPAIRED, RepairArg, range};
-use crate::cli::{Output, complain, say};
+pub(crate) use self::start::StartArgs;
+pub(super) use self::start::{START_HELP, start};
+use crate::cli::{Output, say};
 
 /// Of a list, in one answer.
 const PAGE: usize = 1_000;
-
-pub(super) const START_HELP: &str = "\
-The jobs run in the service, whatever becomes of this command. Without --mode the service's own policy of repairs holds.
-A table that has a job already keeps that one, which is then shown, and with --wait waited for.
-
-Exit codes: 0 asked for, or with --wait equal or repaired; 7 with --wait, differences are proven and stay; 1 with --wait, not everything
-was proven; 2 the service knows no such table; 69 nothing answers; 78 the token is missing or wrong.
-
-Examples:
-  cdc reconcile start --table users --wait
-  cdc reconcile start --table shop.orders --mode repair --classes STALE,MISSING_IN_POSTGRES --dry-run
-  cdc reconcile start --max-seconds 600 --priority high     all tables, ten minutes each at most";
 
 pub(super) const REPAIR_HELP: &str = "\
 Each row is looked at again, and set to what Cassandra answers at ALL if it is still wrong.
@@ -53,63 +42,12 @@ Examples:
   cdc reconcile report 0b9d5f4e-... --format json | jq .verdict";
 
 #[derive(Args, Debug)]
-pub(crate) struct StartArgs {
-    #[command(flatten)]
-    server: ServerArgs,
-    /// What to compare, as `table` or `keyspace.table`; may be given several times [default: all]
-    #[arg(long = "table", value_name = "TABLE")]
-    tables: Vec<String>,
-    /// By all values, write times or keys [default: as the service is configured]
-    #[arg(long, value_enum)]
-    strategy: Option<StrategyArg>,
-    #[arg(long, value_enum)]
-    priority: Option<Priority>,
-    /// Only tokens after START up to END
-    #[arg(long, value_name = "START:END", value_parser = range, allow_hyphen_values = true)]
-    range: Option<TokenRange>,
-    /// End each comparison after this, with what it has
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    max_seconds: Option<u64>,
-    /// Whether rows proven wrong are set right [default: as the service is configured]
-    #[arg(long, value_enum)]
-    mode: Option<Mode>,
-    /// Which of them; `TARGET_AHEAD` only if it is named [default: all others]
-    #[arg(long, value_name = "CLASSES", value_enum, ignore_case = true, value_delimiter = ',', requires = "mode")]
-    classes: Vec<RepairArg>,
-    /// Repair nothing, and say how many rows would be
-    #[arg(long)]
-    dry_run: bool,
-    #[command(flatten)]
-    output: OutputArgs,
-}
-
-#[derive(Args, Debug)]
 pub(crate) struct OutputArgs {
     /// Wait until it has ended
     #[arg(long)]
     wait: bool,
     #[arg(long, short, value_enum, default_value_t = Output::Table)]
     output: Output,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum StrategyArg {
-    Checksum,
-    Version,
-    RowCount,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Priority {
-    High,
-    Normal,
-    Low,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Mode {
-    Check,
-    Repair,
 }
 
 #[derive(Args, Debug)]
@@ -190,55 +128,6 @@ pub(crate) struct ReportArgs {
 enum Format {
     Html,
     Json,
-}
-
-/// As the API names what is chosen here.
-fn name(value: impl ValueEnum) -> String {
-    let name = value.to_possible_value().map(|value| value.get_name().replace('-', "_"));
-    name.unwrap_or_default().to_uppercase()
-}
-
-pub(super) fn start(args: &StartArgs) -> anyhow::Result<ExitCode> {
-    let client = Client::new(&args.server)?;
-    let mut body = json!({});
-    // What is left out is the service's to choose.
-    let given = [
-        ("tables", (!args.tables.is_empty()).then(|| json!(args.tables))),
-        ("validation_strategy", args.strategy.map(|strategy| json!(name(strategy)))),
-        ("priority", args.priority.map(|priority| json!(name(priority)))),
-        ("range", args.range.map(|range| json!(format!("{}:{}", range.start, range.end)))),
-        ("max_seconds", args.max_seconds.map(|seconds| json!(seconds))),
-        ("repair", args.mode.map(|mode| args.repair(mode))),
-        ("repair_dry_run", args.dry_run.then_some(json!(true))),
-    ];
-    for (field, value) in given {
-        if let Some(value) = value {
-            body[field] = value;
-        }
-    }
-    let asked = client.post("/reconciliation/trigger", &body)?;
-    for job in asked["jobs"].as_array().into_iter().flatten() {
-        let (job, table, status) =
-            (show::text(&job["job_id"]), show::text(&job["table_name"]), show::text(&job["status"]));
-        match status.as_str() {
-            "PAUSED" => complain(&format!("{table}: its job {job} is paused; `cdc reconcile resume` or `cancel` it")),
-            "ALREADY_RUNNING" => {
-                complain(&format!("{table}: has the job {job} already, which stays as it was asked for"))
-            }
-            _ => {}
-        }
-    }
-    answer(&client, &args.output, &ids(&asked["job_ids"]))
-}
-
-impl StartArgs {
-    fn repair(&self, mode: Mode) -> Value {
-        match mode {
-            Mode::Check => json!([]),
-            Mode::Repair if self.classes.is_empty() => REPAIRED.split(',').collect(),
-            Mode::Repair => self.classes.iter().map(|class| name(*class)).collect(),
-        }
-    }
 }
 
 fn ids(value: &Value) -> Vec<String> {

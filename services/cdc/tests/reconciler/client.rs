@@ -65,8 +65,18 @@ fn jobs_and_findings_are_shown_and_the_exit_code_says_whether_differences_stay()
     let started = reconcile(&service, &["start", "--table", "orders", "--strategy", "version", "--wait"]);
     assert!(started.code == Some(FAILURE) && started.out.contains("127.0.0.1:1"), "{}{}", started.out, started.err);
     assert!(started.out.contains("VERSION") && started.out.contains("FAILED"), "{}", started.out);
+    let sample = ["start", "--table", "orders", "--strategy", "sample", "--sample-percent", "2.5", "--seed", "7"];
+    let asked: Value =
+        serde_json::from_str(&reconcile(&service, &[&sample[..], &["--output", "json"]].concat()).out).unwrap();
+    assert_eq!(asked[0]["sample"], json!({"percent": 2.5, "seed": 7}), "{asked}");
+    let times = ["--strategy", "timestamp-range", "--written-from", "1970-01-02", "--written-to", "86400000001"];
+    let asked = reconcile(&service, &[&["start", "--table", "users", "--output", "json"], &times[..]].concat());
+    let asked: Value = serde_json::from_str(&asked.out).unwrap();
+    assert_eq!(asked[0]["written"], json!({"from": 86_400_000_000i64, "to": 86_400_000_001i64}), "{asked}");
     for (arguments, code, words) in [
-        (&["start", "--table", "nothing"][..], USAGE, "INVALID_TABLE"),
+        (&["start", "--strategy", "version", "--seed", "5"][..], USAGE, "belongs to validation_strategy SAMPLE"),
+        (&["start", "--partition", "5", "--range", "0:1"], USAGE, "cannot be used with"),
+        (&["start", "--table", "nothing"], USAGE, "INVALID_TABLE"),
         (&["status", NOBODY], USAGE, "no job"),
         (&["watch", NOBODY], USAGE, "no job"),
         (&["pause", NOBODY], USAGE, "404"),

@@ -8,8 +8,7 @@ mod service;
 mod work;
 
 use cdc_model::TokenRange;
-use cdc_postgres::Strategy;
-use cdc_postgres::ledger::{Found, Gist, JobOptions, Ledger, RANGES, Wish};
+use cdc_postgres::ledger::{Found, Gist, JobOptions, JobStrategy, Ledger, RANGES, Wish};
 use serde_json::{Value, json};
 
 use self::service::{Service, config, eventually};
@@ -32,9 +31,9 @@ fn job(world: &World, table: &str, findings: &[Value]) -> String {
         findings: findings.into(),
         ..Found::default()
     };
-    let gist = Gist { status: "COMPLETED", errors: Vec::new(), coverage: Some((1.0, json!([]))) };
+    let gist = Gist { status: "COMPLETED", coverage: Some((1.0, json!([]))), ..Gist::default() };
     let (range, options) = (TokenRange::RING, JobOptions::NONE);
-    let wish = Wish { keyspace: "shop", table, strategy: Strategy::Checksum, priority: "NORMAL", range, options };
+    let wish = Wish { keyspace: "shop", table, strategy: JobStrategy::Checksum, priority: "NORMAL", range, options };
     world.runtime.block_on(async {
         ledger.request(&[wish], "test").await.unwrap();
         let claimed = ledger.claim_job(false).await.unwrap().unwrap();
@@ -161,6 +160,24 @@ fn a_comparison_is_asked_for_once_and_says_why_it_cannot_be_made() {
     service.refused(service.post(&cancel, ""), 409, "FAILED");
     service.refused(service.post("/reconciliation/jobs/x/cancel", ""), 400, "UUID");
 
+    // What was asked for is kept with the job.
+    let body = r#"{"tables": ["orders"], "validation_strategy": "SAMPLE", "sample_percent": 2.5, "seed": 7}"#;
+    let sample = service.post("/reconciliation/trigger", body).1["job_ids"][0].as_str().unwrap().to_owned();
+    let sample = service.get(&format!("/reconciliation/jobs/{sample}"));
+    assert_eq!(
+        (&sample["validation_strategy"], &sample["sample"]),
+        (&json!("SAMPLE"), &json!({"percent": 2.5, "seed": 7}))
+    );
+    eventually(|| (service.get("/reconciliation/jobs?status=FAILED&table=orders")["total"] == 3).then_some(()));
+    let body =
+        r#"{"tables": ["orders"], "validation_strategy": "TIMESTAMP_RANGE", "written_to": "1970-01-01T00:00:01Z"}"#;
+    let range = service.post("/reconciliation/trigger", body).1["job_ids"][0].as_str().unwrap().to_owned();
+    let range = service.get(&format!("/reconciliation/jobs/{range}"));
+    assert_eq!(range["written"], json!({"from": -3_599_000_000i64, "to": 1_000_000}), "an hour: {range}");
+    eventually(|| (service.get("/reconciliation/jobs?status=FAILED&table=orders")["total"] == 4).then_some(()));
+    let partition = service.post("/reconciliation/trigger", r#"{"tables": ["orders"], "partition": 5}"#);
+    service.refused(partition, 503, "127.0.0.1:1");
+
     // One that runs elsewhere.
     world.sql(
         "insert into _cdc.reconciliation_jobs (job_id, keyspace, table_name, job_type, strategy, status, started_at, lease_until)
@@ -184,7 +201,13 @@ fn a_comparison_is_asked_for_once_and_says_why_it_cannot_be_made() {
         (r#"{"tables": ["bank.orders"]}"#, "shop.orders"),
         (r#"{"tables": []}"#, "INVALID_TABLE"),
         (r#"{"tables": "orders"}"#, "tables"),
-        (r#"{"tables": ["orders"], "validation_strategy": "SAMPLE"}"#, "CHECKSUM"),
+        (r#"{"tables": ["orders"], "validation_strategy": "GUESS"}"#, "TIMESTAMP_RANGE"),
+        (r#"{"validation_strategy": "SAMPLE", "sample_percent": 101}"#, "sample_percent is 101"),
+        (r#"{"validation_strategy": "SAMPLE", "seed": -1}"#, "seed"),
+        (r#"{"validation_strategy": "VERSION", "seed": 1}"#, "belongs to validation_strategy SAMPLE"),
+        (r#"{"validation_strategy": "TIMESTAMP_RANGE", "written_from": {}}"#, "expected a time"),
+        (r#"{"validation_strategy": "TIMESTAMP_RANGE", "written_to": "-infinity"}"#, "before written_to"),
+        (r#"{"partition": 5, "range": "0:1"}"#, "use one of them"),
         (r#"{"tables": ["orders"], "priority": "urgent"}"#, "HIGH"),
         (r#"{"tables": ["orders"], "speed": 9}"#, "speed"),
         ("{\"tables\": [\"orders\"]} x", "not valid"),
@@ -199,6 +222,76 @@ fn a_comparison_is_asked_for_once_and_says_why_it_cannot_be_made() {
     drop(service);
     let service = Service::start(&world, "  enabled: false\n");
     service.refused(service.post("/reconciliation/trigger", "{}"), 503, "RECONCILIATION_DISABLED");
+}
+
+#[test]
+fn what_is_scheduled_is_shown_and_comes_when_it_is_due() {
+    let world = World::new();
+    let section = "  every: 6h\n  jitter: 30s\n  schedules:\n    - {cron: '0 0 1 1 *', tables: [shop.users], strategy: SAMPLE, \
+                   sample_percent: 5}\n    - {cron: '* * * * *', tables: [shop.orders], strategy: ROW_COUNT}\n";
+    let service = Service::start(&world, section);
+    let schedule = || service.get("/reconciliation/schedule")["schedule"].as_array().unwrap().clone();
+    let listed = eventually(|| {
+        Some(schedule()).filter(|listed| listed.iter().all(|one| one["every"].is_null() || one["is_due"] == false))
+    });
+    let told: Vec<_> = listed
+        .iter()
+        .map(|one| (&one["table_name"], &one["every"], &one["cron"], &one["validation_strategy"]))
+        .collect();
+    let null = Value::Null;
+    let (orders, users, checksum) = (json!("orders"), json!("users"), json!("CHECKSUM"));
+    let (every, yearly, minutely) = (json!("6h"), json!("0 0 1 1 *"), json!("* * * * *"));
+    assert_eq!(
+        told,
+        [
+            (&orders, &every, &null, &checksum),
+            (&users, &every, &null, &checksum),
+            (&users, &null, &yearly, &json!("SAMPLE")),
+            (&orders, &null, &minutely, &json!("ROW_COUNT")),
+        ]
+    );
+    let new_year = listed[2]["next_run_at"].as_str().unwrap();
+    assert!(new_year.contains("-01-01T00:00:"), "jitter included: {new_year}");
+    let status: Value = serde_json::from_str(&service.text(&["/status"])).unwrap();
+    assert_eq!(status["reconciler"]["schedule"].as_array().map(Vec::len), Some(4), "{status}");
+    // Both tables by `every` at once; the other when its minute has come, which this does not wait for.
+    eventually(|| {
+        let jobs = service.get("/reconciliation/jobs?job_type=SCHEDULED&status=FAILED");
+        let jobs = jobs["jobs"].as_array().unwrap();
+        (jobs.iter().filter(|job| job["schedule"].is_null()).count() == 2).then_some(())
+    });
+    // A time that nobody was there for is made up for.
+    drop(service);
+    world.sql(
+        "insert into _cdc.reconciliation_jobs (job_id, keyspace, table_name, job_type, strategy, status, schedule, scheduled_for)
+         values (gen_random_uuid(), 'shop', 'users', 'SCHEDULED', 'SAMPLE', 'COMPLETED', '0 0 1 1 *', '2020-01-01')",
+    );
+    let service = Service::start(&world, section);
+    let made_up_for = eventually(|| {
+        let jobs = service.get("/reconciliation/jobs?job_type=SCHEDULED&table=users&limit=1");
+        Some(jobs["jobs"][0].clone()).filter(|job| job["schedule"] == "0 0 1 1 *" && job["status"] == "FAILED")
+    });
+    assert_eq!(
+        (&made_up_for["validation_strategy"], &made_up_for["sample"]["percent"]),
+        (&json!("SAMPLE"), &json!(5.0))
+    );
+    assert!(made_up_for["scheduled_for"].as_str().unwrap() > "2026", "of many, the last one: {made_up_for}");
+
+    drop(service);
+    let said = said(&mut cdc(&[
+        "validate",
+        "--offline",
+        &config(&world, "  schedules:\n    - {cron: '61 3 * * *'}\n  retention: {audit: ever}\n"),
+    ]));
+    assert_eq!(said.code, Some(CONFIG), "{}", said.err);
+    for words in [
+        "reconciler.schedules.0.cron is `61 3 * * *`",
+        "as in `30 3 * * *`",
+        "reconciler.retention.audit is `ever`",
+        "90d",
+    ] {
+        assert!(said.err.contains(words), "{words} is not in {}", said.err);
+    }
 }
 
 #[test]
@@ -269,7 +362,7 @@ fn every_route_is_described_there_twice_and_speaks_json_when_it_refuses() {
     let service = Service::start(&world, "");
     let described = service.get("/openapi.json");
     let paths = described["paths"].as_object().unwrap();
-    assert_eq!(paths.len(), 21, "{paths:?}");
+    assert_eq!(paths.len(), 22, "{paths:?}");
     for (path, methods) in paths.iter().filter(|(path, _)| !["/metrics", "/status"].contains(&path.as_str())) {
         for (method, operation) in methods.as_object().unwrap() {
             let address = path.replace("{component}", "postgresql");

@@ -11,6 +11,7 @@ mod jobs;
 mod mismatches;
 mod once;
 mod openapi;
+mod trigger;
 mod wait;
 
 use std::sync::Arc;
@@ -75,9 +76,9 @@ fn routes() -> Vec<Route> {
         once(write(
             "/reconciliation/trigger",
             "Compares tables, and repairs what it may",
-            jobs::TRIGGER,
+            trigger::BODY,
             &[202, 400, 503],
-            post(jobs::trigger),
+            post(trigger::trigger),
         )),
         read("/reconciliation/jobs", "Comparisons, newest first", jobs::QUERY, &[200, 400], get(jobs::list)),
         read(
@@ -130,6 +131,7 @@ fn routes() -> Vec<Route> {
             post(mismatches::repair),
         )),
         read("/reconciliation/coverage", "What is proven of each table, and when", &[], &[200], get(jobs::coverage)),
+        read("/reconciliation/schedule", "What is compared by itself, and when next", &[], &[200], get(jobs::schedule)),
         write(
             "/barrier",
             "Answers once everything written before is in PostgreSQL",

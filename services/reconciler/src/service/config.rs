@@ -1,5 +1,7 @@
 //! The `reconciler:` section.
 
+mod times;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -7,20 +9,22 @@ use std::time::Duration;
 
 use cdc_cassandra::checks::Wanted;
 use cdc_postgres::Strategy;
-use cdc_postgres::ledger::{JobOptions, RepairWish};
+use cdc_postgres::ledger::{JobOptions, JobStrategy, RepairWish};
 use cdc_runtime::Secret;
 use cdc_runtime::config::Fault;
 use serde::Deserialize;
 
 use super::found::name;
+pub use times::{RetentionConfig, ScheduleConfig};
+pub(crate) use times::{SAMPLE_PERCENT, WRITTEN_WITHIN};
+
+use self::times::{check_every, check_jitter, duration};
 use crate::Class;
 
 /// Unless configured.
 pub const PORT: u16 = 8080;
 /// A shorter token can be found by trying.
 const TOKEN_MIN: usize = 16;
-/// Shorter than that, a table would be compared without end.
-const EVERY_MIN: Duration = Duration::from_secs(60);
 
 /// What is done about a class of findings.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
@@ -74,8 +78,14 @@ pub struct ReconcilerConfig {
     pub tables: Option<Vec<String>>,
     /// Unless a call says otherwise.
     pub strategy: Strategy,
-    /// Each table is compared this often, as in `6h`; absent: only when somebody asks.
+    /// The whole ring of each table is compared this often, as in `6h`; absent: only when somebody asks, or by `schedules`.
     pub every: Option<String>,
+    /// Comparisons at certain times.
+    pub schedules: Vec<ScheduleConfig>,
+    /// By up to so much later than `schedules` say, each table by another time; as in `10m`.
+    pub jitter: Option<String>,
+    /// What is forgotten when.
+    pub retention: RetentionConfig,
     /// A comparison ends after so long, whatever is left; absent: when it has read everything.
     pub max_seconds: Option<u64>,
     /// What is done about wrong rows.
@@ -99,6 +109,9 @@ impl Default for ReconcilerConfig {
             tables: None,
             strategy: Strategy::default(),
             every: None,
+            schedules: Vec::new(),
+            jitter: None,
+            retention: RetentionConfig::default(),
             max_seconds: None,
             repair: RepairConfig::default(),
             enabled: true,
@@ -119,6 +132,15 @@ impl ReconcilerConfig {
         self.every.as_deref().and_then(duration)
     }
 
+    pub(crate) fn jitter(&self) -> Duration {
+        self.jitter.as_deref().and_then(duration).unwrap_or_default()
+    }
+
+    /// By which a schedule compares.
+    pub(crate) fn strategy_of(&self, schedule: &ScheduleConfig) -> JobStrategy {
+        schedule.strategy.unwrap_or(self.strategy.into())
+    }
+
     /// Of a job: what a call says, else what is configured.
     pub(crate) fn job_options(
         &self,
@@ -137,7 +159,7 @@ impl ReconcilerConfig {
             dry_run: dry_run.unwrap_or(self.repair.dry_run),
             only: None,
         });
-        JobOptions { repair, max_seconds: max_seconds.or(self.max_seconds) }
+        JobOptions { repair, max_seconds: max_seconds.or(self.max_seconds), ..JobOptions::NONE }
     }
 
     /// What may be compared.
@@ -176,34 +198,43 @@ impl ReconcilerConfig {
             ),
             _ => {}
         }
-        for text in self.tables.iter().flatten() {
+        let named = self.tables.iter().map(|tables| ("tables".to_owned(), tables, captured));
+        let of_schedules = self.schedules.iter().enumerate().filter_map(|(at, schedule)| {
+            Some((format!("schedules.{at}.tables"), schedule.tables.as_ref()?, self.tables.as_deref().or(captured)))
+        });
+        for (key, tables, captured) in named.chain(of_schedules) {
             let covers = |table: &Wanted, entry: &String| {
                 Wanted::parse(entry).is_some_and(|entry| {
                     entry.keyspace == table.keyspace && (entry.table.is_none() || entry.table == table.table)
                 })
             };
-            match Wanted::parse(text) {
-                None => fault("tables", format!("has `{text}`, which is neither `keyspace.table` nor `keyspace.*`")),
-                Some(table) if captured.is_some_and(|all| !all.iter().any(|entry| covers(&table, entry))) => {
-                    fault(
-                        "tables",
-                        format!("has `{text}`, which is not captured: add it to source.tables, or take it out"),
-                    );
+            let from = if key == "tables" || self.tables.is_none() { "source.tables" } else { "reconciler.tables" };
+            for text in tables {
+                match Wanted::parse(text) {
+                    None => fault(&key, format!("has `{text}`, which is neither `keyspace.table` nor `keyspace.*`")),
+                    Some(table) if captured.is_some_and(|all| !all.iter().any(|entry| covers(&table, entry))) => {
+                        fault(&key, format!("has `{text}`, which is not in {from}: add it there, or take it out"));
+                    }
+                    Some(_) => {}
                 }
-                Some(_) => {}
+            }
+            if tables.is_empty() {
+                fault(&key, format!("is empty: name tables, or take the key out to compare all of {from}"));
             }
         }
-        if self.tables.as_ref().is_some_and(Vec::is_empty) {
-            fault("tables", "is empty: name tables, or take the key out to compare all of source.tables".to_owned());
+        for (key, problem) in [
+            ("every", self.every.as_deref().and_then(check_every)),
+            ("jitter", self.jitter.as_deref().and_then(check_jitter)),
+        ] {
+            if let Some(problem) = problem {
+                fault(key, problem);
+            }
         }
-        if let Some(every) = &self.every
-            && duration(every).is_none_or(|every| every < EVERY_MIN)
-        {
-            fault(
-                "every",
-                format!("is `{every}`: use a whole number of s, m, h or d, as in 6h, of one minute or more"),
-            );
+        for (at, schedule) in self.schedules.iter().enumerate() {
+            let strategy = self.strategy_of(schedule);
+            schedule.validate(strategy, |key, message| fault(&format!("schedules.{at}.{key}"), message));
         }
+        self.retention.validate(|key, message| fault(&format!("retention.{key}"), message));
         for (class, _) in
             self.repair.policy.iter().filter(|(class, policy)| !class.is_repairable() && **policy != Policy::Report)
         {
@@ -231,18 +262,6 @@ impl ReconcilerConfig {
         }
         faults
     }
-}
-
-fn duration(text: &str) -> Option<Duration> {
-    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let scale = match text.strip_prefix(number)? {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
-        _ => return None,
-    };
-    number.parse::<u32>().ok().map(|number| Duration::from_secs(u64::from(number) * scale))
 }
 
 #[cfg(test)]
@@ -274,6 +293,9 @@ mod tests {
         let config = ReconcilerConfig {
             tables: Some(["shop.orders", "bank.users", "bank.*", "users"].map(str::to_owned).to_vec()),
             every: Some("10s".to_owned()),
+            jitter: Some("2d".to_owned()),
+            retention: RetentionConfig { audit: "1h".to_owned(), ..RetentionConfig::default() },
+            schedules: vec![serde_json::from_value(serde_json::json!({"cron": "* * * *"})).unwrap()],
             parallel: 0,
             barrier_timeout_ms: 0,
             max_seconds: Some(0),
@@ -285,7 +307,8 @@ mod tests {
             },
             ..ReconcilerConfig::default()
         };
-        assert_eq!(faults(config.clone()).len(), 9, "{:?}", faults(config));
+        assert_eq!(faults(config.clone()).len(), 12, "{:?}", faults(config));
+        assert!(faults(config.clone()).iter().any(|one| one.starts_with("reconciler.schedules.0.cron is `* * * *`")));
     }
 
     #[test]
@@ -302,14 +325,5 @@ mod tests {
         assert_eq!(config.repair.classes(Policy::Ask), ["EXTRA"]);
         assert_eq!(config.job_options(None, Some(true), Some(5)).max_seconds, Some(5));
         assert_eq!(ReconcilerConfig::default().job_options(None, Some(true), None), JobOptions::NONE);
-    }
-
-    #[test]
-    fn a_time_has_a_unit() {
-        assert_eq!(duration("6h"), Some(Duration::from_secs(21_600)));
-        assert_eq!(duration("1d"), Some(Duration::from_secs(86_400)));
-        for wrong in ["6", "h", "", "-1h", "1.5h", "1w"] {
-            assert_eq!(duration(wrong), None, "{wrong}");
-        }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cdc_cassandra::{Cassandra, ClusterReader, checks::Wanted};
-use cdc_model::{TableSchema, TokenRange};
+use cdc_model::TableSchema;
 use cdc_postgres::{Strategy, Target};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -80,13 +80,11 @@ impl Engine {
         }
     }
 
-    /// Compares some tokens of a table, and repairs in them what it may.
-    #[expect(clippy::too_many_arguments, reason = "each of them says what to do")]
+    /// Compares what is asked for, and repairs in it what it may.
     pub(super) async fn compare(
         &self,
         service: &Service,
-        table: &Arc<TableSchema>,
-        range: TokenRange,
+        scope: &Scope,
         strategy: Strategy,
         repair: Option<(Repair, RepairBounds)>,
         progress: &Arc<Progress>,
@@ -102,8 +100,7 @@ impl Engine {
         };
         let target = self.letters.target.clone();
         let reconciler = Reconciler::new(connected.reader.clone(), target, connected.barrier.clone(), options);
-        let scope = Scope::new(Arc::clone(table), range);
-        let outcome = reconciler.compare(&scope, strategy, progress, cancel).await;
+        let outcome = reconciler.compare(scope, strategy, progress, cancel).await;
         outcome.map_err(|error| Unavailable(sentence(&error)))
     }
 

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use cdc_postgres::TargetError;
 use cdc_postgres::ledger::TableState;
 use cdc_runtime::admin::Report;
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::watch::Watch;
-use super::{Service, Shared};
+use super::{Service, Shared, schedule};
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(5);
@@ -25,6 +26,7 @@ pub(super) struct Figures {
 #[derive(Default)]
 struct Inner {
     tables: Vec<TableState>,
+    schedule: Vec<Value>,
     /// Why the last look failed; also before the first one.
     problem: Option<String>,
     /// Jobs this process runs, and of which table.
@@ -65,11 +67,13 @@ pub(super) async fn keep(service: Shared, stop: CancellationToken) -> anyhow::Re
 
 /// Looks now.
 pub(super) async fn look(service: &Service) {
-    let tables = service.ledger.table_states().await;
+    let looking =
+        async { Ok::<_, TargetError>((service.ledger.table_states().await?, schedule::list(service).await?)) };
+    let looked = looking.await;
     let mut inner = service.figures.inner();
-    match tables {
-        Ok(tables) => {
-            inner.tables = tables;
+    match looked {
+        Ok((tables, schedule)) => {
+            (inner.tables, inner.schedule) = (tables, schedule);
             inner.problem = None;
         }
         Err(error) => {
@@ -98,11 +102,15 @@ impl Report for Service {
                 "enabled": self.settings.reconciler.enabled,
                 "every_seconds": self.settings.reconciler.every().map(|every| every.as_secs()),
                 "running": running,
+                "schedule": inner.schedule,
                 "tables": inner.tables.iter().map(|table| json!({
                     "table": format!("{}.{}", table.keyspace, table.table), "jobs": table.jobs, "pending": table.pending,
                 })).collect::<Vec<_>>(),
             },
         });
+        if let Some(vault) = &self.settings.vault {
+            status["vault"] = vault.status();
+        }
         if let Some(problem) = &inner.problem {
             status["not_ready_because"] = problem.as_str().into();
         }
@@ -115,6 +123,9 @@ impl Report for Service {
 
     fn metrics(&self, out: &mut String) {
         write_metrics(out, &self.figures.inner().tables);
+        if let Some(vault) = &self.settings.vault {
+            vault.render(out);
+        }
     }
 }
 
@@ -159,13 +170,29 @@ fn write_metrics(out: &mut String, tables: &[TableState]) {
     let pending = ("cdc_reconciliation_mismatches_pending", "gauge", "Mismatches that are not resolved.");
     family(out, pending, tables, |table| by("type", &table.pending));
     let jobs = ("cdc_reconciliation_jobs_completed_total", "counter", "Jobs that have ended.");
-    family(out, jobs, tables, |table| {
-        let mut ended = table.jobs.clone();
-        if let Some(ended) = ended.as_object_mut() {
-            ended.retain(|status, _| !matches!(status.as_str(), "QUEUED" | "RUNNING" | "PAUSED"));
+    family(out, jobs, tables, |table| by("status", &table.totals["status"]));
+    let mismatches = ("cdc_reconciliation_mismatches_total", "counter", "Rows that jobs have proven wrong, each time.");
+    family(out, mismatches, tables, |table| by("type", &table.totals["type"]));
+    write_durations(out, tables);
+}
+
+fn write_durations(out: &mut String, tables: &[TableState]) {
+    let name = "cdc_reconciliation_duration_seconds";
+    let text = |error| panic!("writing to a String does not fail: {error}");
+    writeln!(out, "# HELP {name} How long jobs took, pauses included.\n# TYPE {name} histogram").unwrap_or_else(text);
+    for TableState { keyspace, table, totals, .. } in tables {
+        let labels = format!("keyspace=\"{keyspace}\",table=\"{table}\"");
+        let number = |label: &str| label.trim_start_matches('+').parse().unwrap_or(f64::INFINITY);
+        let mut buckets: Vec<(&String, &Value)> = totals["le"].as_object().into_iter().flatten().collect();
+        buckets.sort_by(|(one, _), (other, _)| number(one).total_cmp(&number(other)));
+        for (bound, jobs) in &buckets {
+            writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {jobs}").unwrap_or_else(text);
         }
-        by("status", &ended)
-    });
+        if let Some((_, jobs)) = buckets.last() {
+            let seconds = &totals["seconds"]["sum"];
+            writeln!(out, "{name}_sum{{{labels}}} {seconds}\n{name}_count{{{labels}}} {jobs}").unwrap_or_else(text);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -181,7 +208,9 @@ mod tests {
         let table = TableState {
             keyspace: "shop".to_owned(),
             table: "users".to_owned(),
-            jobs: json!({"COMPLETED": 2, "RUNNING": 1}),
+            jobs: json!({"COMPLETED": 1, "RUNNING": 1}),
+            totals: json!({"status": {"COMPLETED": 2}, "type": {"DATA_MISMATCH": 9}, "seconds": {"sum": 6.5},
+                "le": {"+Inf": 2, "5": 2, "15": 2, "1": 0}}),
             pending: json!({"DATA_MISMATCH": 3}),
             newest: Some(json!({"coverage": 0.5})),
             whole: Some(json!({"drift_percentage": 0.00001, "cassandra_row_count": 7})),
@@ -192,9 +221,18 @@ mod tests {
             "cdc_reconciliation_cassandra_rows{keyspace=\"shop\",table=\"users\"} 7",
             "cdc_reconciliation_mismatches_pending{keyspace=\"shop\",table=\"users\",type=\"DATA_MISMATCH\"} 3",
             "cdc_reconciliation_jobs_completed_total{keyspace=\"shop\",table=\"users\",status=\"COMPLETED\"} 2",
+            "cdc_reconciliation_mismatches_total{keyspace=\"shop\",table=\"users\",type=\"DATA_MISMATCH\"} 9",
+            "cdc_reconciliation_duration_seconds_sum{keyspace=\"shop\",table=\"users\"} 6.5",
+            "cdc_reconciliation_duration_seconds_count{keyspace=\"shop\",table=\"users\"} 2",
         ] {
             assert!(text.lines().any(|one| one == line), "{line} is not in {text}");
         }
+        let bounds: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.split_once(",le=\"")?.1.split_once('"'))
+            .map(|(bound, _)| bound)
+            .collect();
+        assert_eq!(bounds, ["1", "5", "15", "+Inf"]);
         assert!(!text.contains("RUNNING") && !text.contains("null"), "{text}");
     }
 }

@@ -4,8 +4,7 @@ use std::collections::HashSet;
 use std::num::NonZeroUsize;
 
 use cdc_model::TokenRange;
-use cdc_postgres::Strategy;
-use cdc_postgres::ledger::{Found, Gist, RepairWish};
+use cdc_postgres::ledger::{Found, Gist, JobStrategy, RepairWish};
 use serde_json::{Value, json};
 
 use super::engine::Unavailable;
@@ -34,11 +33,12 @@ pub(super) fn repair(
     Ok((repair, bounds))
 }
 
-/// Forgets all but the findings that were repaired.
+/// Forgets all but the findings that were changed.
 pub(super) fn keep_repaired(outcome: &mut Outcome) {
-    outcome.findings.retain(|finding| finding.repaired);
+    outcome.findings.retain(|finding| finding.repaired || finding.attempted);
     outcome.classes.clear();
-    for finding in &outcome.findings {
+    // The others are found again.
+    for finding in outcome.findings.iter().filter(|finding| finding.repaired) {
         *outcome.classes.entry(finding.class).or_default() += 1;
     }
     outcome.coverage.gaps.clear();
@@ -47,7 +47,7 @@ pub(super) fn keep_repaired(outcome: &mut Outcome) {
 }
 
 /// What is kept of a comparison; it has read all of `tokens`, where there are any.
-pub(super) fn of(outcome: &Outcome, strategy: Strategy, keys: Vec<Value>, tokens: Option<TokenRange>) -> Found {
+pub(super) fn of(outcome: &Outcome, strategy: JobStrategy, keys: Vec<Value>, tokens: Option<TokenRange>) -> Found {
     let is_whole = outcome.coverage.gaps.is_empty();
     let all_kept = u64::try_from(outcome.findings.len()) == Ok(outcome.classes.values().sum());
     // Of a row that never stood still it is not known which one it was.
@@ -65,6 +65,7 @@ pub(super) fn of(outcome: &Outcome, strategy: Strategy, keys: Vec<Value>, tokens
         classes: json!(outcome.classes),
         gaps: json!(outcome.coverage.gaps),
         repairs: outcome.repairs.map(|repairs| json!(repairs)),
+        sample: None,
         findings,
         disproves: disproves.iter().map(|class| name(*class)).collect(),
         tokens,
@@ -74,7 +75,7 @@ pub(super) fn of(outcome: &Outcome, strategy: Strategy, keys: Vec<Value>, tokens
 
 /// How a job has ended that was to read these tokens, and did but for the gaps.
 pub(super) fn gist(
-    tokens: TokenRange,
+    asked: &[TokenRange],
     mut gaps: Vec<Gap>,
     unproven: u64,
     status: &'static str,
@@ -96,9 +97,17 @@ pub(super) fn gist(
     }
     #[expect(clippy::cast_precision_loss, reason = "a share")]
     let width = |range: TokenRange| range.width() as f64;
-    let missing: f64 = gaps.iter().map(|gap| width(gap.range)).sum();
-    let share = (1.0 - missing / width(tokens).max(1.0)).clamp(0.0, 1.0);
-    Gist { status, errors, coverage: Some((share, json!(gaps))) }
+    let all: f64 = asked.iter().copied().map(width).sum();
+    // Of a sample, a gap has tokens that nobody asked for.
+    let missing = |gap: &Gap| -> f64 { asked.iter().filter_map(|tokens| common(*tokens, gap.range)).map(width).sum() };
+    let missing: f64 = gaps.iter().map(missing).sum();
+    let share = (1.0 - missing / all.max(1.0)).clamp(0.0, 1.0);
+    Gist { status, errors, coverage: Some((share, json!(gaps))), sample: None }
+}
+
+fn common(one: TokenRange, other: TokenRange) -> Option<TokenRange> {
+    let common = TokenRange { start: one.start.max(other.start), end: one.end.min(other.end) };
+    (common.start < common.end).then_some(common)
 }
 
 fn count(rows: u64) -> i64 {
@@ -106,12 +115,16 @@ fn count(rows: u64) -> i64 {
 }
 
 /// Classes of which a row is right if the strategy finds nothing wrong with it.
-fn disproved_by(strategy: Strategy) -> &'static [Class] {
+fn disproved_by(strategy: JobStrategy) -> &'static [Class] {
     use Class::{ExpiredNotRemoved, Extra, InDlq, MissingInPostgres, Stale, TargetAhead, ValueDiffers};
     match strategy {
-        Strategy::Checksum => &[MissingInPostgres, Extra, Stale, ValueDiffers, InDlq, ExpiredNotRemoved, TargetAhead],
+        JobStrategy::Checksum => {
+            &[MissingInPostgres, Extra, Stale, ValueDiffers, InDlq, ExpiredNotRemoved, TargetAhead]
+        }
         // The newest write time alone does not tell of an older cell that was lost.
-        Strategy::Version | Strategy::RowCount => &[MissingInPostgres, Extra],
+        JobStrategy::Version | JobStrategy::RowCount => &[MissingInPostgres, Extra],
+        // Which of its tokens' rows it has looked at is not kept.
+        JobStrategy::Sample | JobStrategy::TimestampRange => &[],
     }
 }
 
@@ -131,11 +144,18 @@ mod tests {
     #[test]
     fn gaps_that_meet_for_one_reason_are_one_and_lessen_the_coverage() {
         let gaps = vec![gap(50, 75, "TIME_BOX"), gap(10, 20, "READ_FAILED"), gap(75, 100, "TIME_BOX")];
-        let gist = gist(TokenRange { start: 0, end: 100 }, gaps, 2, "FAILED", Vec::new());
+        let gist = gist(&[TokenRange { start: 0, end: 100 }], gaps, 2, "FAILED", Vec::new());
         let (share, gaps) = gist.coverage.unwrap();
         assert!((share - 0.4).abs() < 1e-9, "{share}");
         assert_eq!(gaps, json!([gap(10, 20, "READ_FAILED"), gap(50, 100, "TIME_BOX")]));
         assert_eq!(gist.errors.len(), 3, "{:?}", gist.errors);
+    }
+
+    #[test]
+    fn of_a_sample_only_what_was_drawn_and_not_read_is_missing() {
+        let drawn = [TokenRange { start: 0, end: 10 }, TokenRange { start: 60, end: 70 }];
+        let gist = gist(&drawn, vec![gap(50, 100, "TIME_BOX")], 0, "COMPLETED", Vec::new());
+        assert!((gist.coverage.unwrap().0 - 0.5).abs() < 1e-9);
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cdc_model::{TableSchema, TokenRange};
-use cdc_postgres::ledger::{Claimed, Gist, JobOptions, Lease, RANGES};
-use cdc_postgres::{Strategy, TargetError};
-use serde_json::Value;
+use cdc_postgres::TargetError;
+use cdc_postgres::ledger::{Claimed, Found, Gist, JobOptions, JobStrategy, Lease, RANGES, SampleWish, WrittenWish};
+use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -17,7 +17,8 @@ use super::engine::Unavailable;
 use super::found;
 use super::watch::Watch;
 use super::{Service, figures};
-use crate::{Class, Gap, Outcome, Repairs};
+use crate::scope::{SHIFT, tokens_of};
+use crate::{Class, Gap, Only, Outcome, Repairs, Sample, Sampled, Scope, Written};
 
 /// Between two renewals of a lease, and between a wish of somebody and its effect.
 const RENEW: Duration = Duration::from_secs(1);
@@ -44,12 +45,14 @@ struct Run<'r> {
     service: &'r Service,
     job: &'r Claimed,
     watch: &'r Arc<Watch>,
-    strategy: Strategy,
+    strategy: JobStrategy,
+    only: Only,
     options: JobOptions,
     /// Of [`RANGES`].
     done: i32,
     gaps: Vec<Gap>,
     repairs: Option<Repairs>,
+    sampled: Option<Sampled>,
     unproven: u64,
 }
 
@@ -124,25 +127,30 @@ async fn parts(
     watch: &Arc<Watch>,
     cancel: &CancellationToken,
 ) -> Result<End, TargetError> {
-    let failed = |error: String| Ok(End::Finished(Gist { status: "FAILED", errors: vec![error], coverage: None }));
-    let Some(strategy) = Strategy::ALL.into_iter().find(|strategy| strategy.name() == job.strategy) else {
+    let failed = |error: String| Ok(End::Finished(Gist { status: "FAILED", errors: vec![error], ..Gist::default() }));
+    let Some(strategy) = JobStrategy::ALL.into_iter().find(|strategy| strategy.name() == job.strategy) else {
         return failed(format!("UNKNOWN_STRATEGY: this release does not know {}", job.strategy));
     };
     let unreadable = |error: serde_json::Error| format!("UNKNOWN_OPTIONS: another release has queued the job: {error}");
-    let options = match serde_json::from_value(job.options.clone()) {
-        Ok(options) => options,
-        Err(error) => return failed(unreadable(error)),
-    };
     let read = || -> Result<_, serde_json::Error> {
+        let options: JobOptions = serde_json::from_value(job.options.clone())?;
         let repairs = job.repairs.clone().map(serde_json::from_value).transpose()?;
-        Ok((serde_json::from_value(job.gaps.clone())?, repairs))
+        let sampled = job.sample.clone().map(serde_json::from_value).transpose()?;
+        Ok((options, serde_json::from_value(job.gaps.clone())?, repairs, sampled))
     };
-    let (gaps, repairs) = match read() {
+    let (options, gaps, repairs, sampled) = match read() {
         Ok(read) => read,
         Err(error) => return failed(unreadable(error)),
     };
+    let only = match (strategy, options.sample, options.written) {
+        (JobStrategy::Checksum | JobStrategy::Version | JobStrategy::RowCount, ..) => Only::All,
+        (JobStrategy::Sample, Some(SampleWish { percent, seed }), _) => Only::Sample(Sample { percent, seed }),
+        (JobStrategy::TimestampRange, _, Some(WrittenWish { from, to })) => Only::Written(Written { from, to }),
+        _ => return failed(format!("UNKNOWN_OPTIONS: a job by {} says not what of", job.strategy)),
+    };
     let unproven = u64::try_from(job.unproven_rows).unwrap_or_default();
-    let run = Run { service, job, watch, strategy, options, done: job.ranges_done, gaps, repairs, unproven };
+    let run =
+        Run { service, job, watch, strategy, only, options, done: job.ranges_done, gaps, repairs, sampled, unproven };
     Box::pin(run.go_on(cancel)).await
 }
 
@@ -164,9 +172,17 @@ impl Run<'_> {
             }
             // Not a small rest.
             let end = if RANGES - self.done - width < width / 2 { RANGES } else { self.done + width };
-            let tokens = part(self.tokens(), self.done, end);
+            let tokens = self.part(self.done, end);
             if tokens.start >= tokens.end {
                 self.done = end;
+                continue;
+            }
+            if self.drawn(tokens).is_some_and(|(_, drawn)| drawn.is_empty()) {
+                self.done = end;
+                let nothing = Found { gaps: json!([]), classes: json!({}), findings: json!([]), ..Found::default() };
+                if !self.service.ledger.advance_job(self.job, self.done, &nothing).await? {
+                    return Ok(End::Lost);
+                }
                 continue;
             }
             let part_began = Instant::now();
@@ -210,6 +226,9 @@ impl Run<'_> {
                 self.done = end;
             }
             self.repairs = outcome.repairs.or(self.repairs);
+            if let Some(sampled) = outcome.sample.filter(|_| !is_again) {
+                self.sampled = Some(self.sampled.map_or(sampled, |before| before.join(sampled)));
+            }
             self.gaps.extend(outcome.coverage.gaps.iter().cloned());
             self.unproven += outcome.classes.get(&Class::Unproven).copied().unwrap_or_default();
             let show = |finding| (self.service.settings.show_key)(table, finding);
@@ -220,6 +239,7 @@ impl Run<'_> {
             let tokens = Some(tokens).filter(|_| !is_cut);
             let mut found = found::of(outcome, self.strategy, keys, tokens);
             found.seconds = seconds.as_secs_f64();
+            found.sample = self.sampled.map(|sampled| json!(sampled));
             if !self.service.ledger.advance_job(self.job, self.done, &found).await? {
                 return Ok(End::Lost);
             }
@@ -233,6 +253,20 @@ impl Run<'_> {
 
     fn tokens(&self) -> TokenRange {
         TokenRange { start: self.job.range_start, end: self.job.range_end }
+    }
+
+    /// Some of [`RANGES`]; of a sample, no leaf is of two parts.
+    fn part(&self, from: i32, to: i32) -> TokenRange {
+        let leaf_bits = if matches!(self.only, Only::Sample(_)) { SHIFT } else { 0 };
+        part(self.tokens(), from, to, leaf_bits)
+    }
+
+    /// Leaves of some tokens that a sample has drawn.
+    fn drawn(&self, tokens: TokenRange) -> Option<(Sample, Vec<i64>)> {
+        match self.only {
+            Only::Sample(sample) => Some((sample, sample.leaves_in(self.tokens(), tokens))),
+            Only::All | Only::Written(_) => None,
+        }
     }
 
     /// Compares some of the job's tokens, and repairs in them what it may.
@@ -252,25 +286,24 @@ impl Run<'_> {
             repair = Some(found::repair(wish, ignored, self.repairs, scale)?);
         }
         let progress = self.watch.part();
+        let scope = Scope::new(Arc::clone(&table), self.tokens()).only(self.only).part(tokens);
         let outcome =
-            service.engine().compare(service, &table, tokens, self.strategy, repair, &progress, cancel).await?;
+            service.engine().compare(service, &scope, self.strategy.compares(), repair, &progress, cancel).await?;
         Ok((outcome, table))
     }
 
     /// Leaves the rest.
     fn cut_short(mut self, status: &'static str, why: &str) -> End {
-        let range = part(self.tokens(), self.done, RANGES);
-        self.gaps.push(Gap { range, why: why.to_owned() });
+        self.leave_the_rest(why);
         let gist = self.gist(status, Vec::new());
         End::Finished(gist)
     }
 
     fn failed(mut self, error: String) -> End {
         if self.done == 0 {
-            return End::Finished(Gist { status: "FAILED", errors: vec![error], coverage: None });
+            return End::Finished(Gist { status: "FAILED", errors: vec![error], ..Gist::default() });
         }
-        let range = part(self.tokens(), self.done, RANGES);
-        self.gaps.push(Gap { range, why: "FAILED".to_owned() });
+        self.leave_the_rest("FAILED");
         let gist = self.gist("FAILED", vec![error]);
         End::Finished(gist)
     }
@@ -285,17 +318,34 @@ impl Run<'_> {
         End::Finished(self.gist(status, Vec::new()))
     }
 
+    fn leave_the_rest(&mut self, why: &str) {
+        let range = self.part(self.done, RANGES);
+        if let Some((sample, drawn)) = self.drawn(range) {
+            let unread = sample.unread(range, &drawn);
+            self.sampled = Some(self.sampled.map_or(unread, |before| before.join(unread)));
+        }
+        self.gaps.push(Gap { range, why: why.to_owned() });
+    }
+
     fn gist(&self, status: &'static str, errors: Vec<String>) -> Gist {
-        found::gist(self.tokens(), self.gaps.clone(), self.unproven, status, errors)
+        let whole = self.tokens();
+        let asked = self.drawn(whole).map_or_else(|| vec![whole], |(_, drawn)| tokens_of(whole, &drawn));
+        let sample = self.sampled.map(|sampled| json!(sampled));
+        Gist { sample, ..found::gist(&asked, self.gaps.clone(), self.unproven, status, errors) }
     }
 }
 
-/// Some of [`RANGES`] equal parts of a range; empty where there are fewer tokens than parts.
-fn part(range: TokenRange, from: i32, to: i32) -> TokenRange {
+/// Some of [`RANGES`] equal parts of a range, each up to where the highest bits of its tokens change; empty where there are
+/// fewer tokens than parts.
+fn part(range: TokenRange, from: i32, to: i32, leaf_bits: u8) -> TokenRange {
     let bound = |at: i32| {
-        let at = u128::try_from(at.clamp(0, RANGES)).unwrap_or_default();
-        let offset = u128::from(range.width()) * at / u128::from(RANGES.unsigned_abs());
-        range.start.wrapping_add_unsigned(u64::try_from(offset).unwrap_or(u64::MAX))
+        let share = u128::try_from(at.clamp(0, RANGES)).unwrap_or_default();
+        let offset = u128::from(range.width()) * share / u128::from(RANGES.unsigned_abs());
+        let bound = range.start.wrapping_add_unsigned(u64::try_from(offset).unwrap_or(u64::MAX));
+        match at {
+            ..=0 | RANGES.. => bound,
+            _ => (((bound.saturating_add(1) >> leaf_bits) << leaf_bits).saturating_sub(1)).max(range.start),
+        }
     };
     TokenRange { start: bound(from), end: bound(to) }
 }
@@ -305,21 +355,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_all_of_a_range_and_meet() {
+    fn parts_are_all_of_a_range_and_meet_and_share_no_leaf() {
         for range in [
             TokenRange::RING,
             TokenRange { start: -1, end: 0 },
             TokenRange { start: i64::MAX - 1, end: i64::MAX },
             TokenRange { start: 5, end: 100 },
+            TokenRange { start: i64::MIN, end: i64::MIN + 100 },
+            TokenRange { start: -(777 << SHIFT) + 5, end: (999 << SHIFT) + 7 },
         ] {
-            let mut at = range.start;
-            for from in 0..RANGES {
-                let one = part(range, from, from + 1);
-                assert!(one.start == at && one.end >= at, "{range:?} {one:?}");
-                at = one.end;
+            for leaf_bits in [0, SHIFT] {
+                let mut at = range.start;
+                for from in 0..RANGES {
+                    let one = part(range, from, from + 1, leaf_bits);
+                    assert!(one.start == at && one.end >= at, "{range:?} {one:?}");
+                    let is_apart = one.end == range.end || one.end == range.start || (one.end + 1) % (1 << SHIFT) == 0;
+                    assert!(leaf_bits == 0 || is_apart, "{range:?} {one:?}");
+                    at = one.end;
+                }
+                assert_eq!(at, range.end);
+                assert_eq!(part(range, 0, RANGES, leaf_bits), range);
             }
-            assert_eq!(at, range.end);
-            assert_eq!(part(range, 0, RANGES), range);
         }
     }
 }

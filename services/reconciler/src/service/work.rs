@@ -1,8 +1,8 @@
-//! Comparisons, repairs of single rows, and replays, one of each at a time.
+//! Comparisons, repairs of single rows, and replays, one of each at a time; and forgetting what is over.
 
 use std::time::{Duration, Instant};
 
-use cdc_postgres::ledger::{ClaimedReplay, Tally};
+use cdc_postgres::ledger::{ClaimedReplay, Pruned, Tally};
 use cdc_postgres::{Replayed, TargetError};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -13,6 +13,8 @@ use super::{Service, Shared, job};
 
 /// Between two looks for work; somebody who asks this process is not kept waiting.
 const IDLE: Duration = Duration::from_secs(1);
+/// Between two looks for what is older than the retention.
+const PRUNE: Duration = Duration::from_secs(6 * 3_600);
 /// Letters between two notes of how far a replay is.
 const LETTERS: usize = 100;
 /// Letters a second of a replay that is `rate_limited`.
@@ -54,6 +56,26 @@ pub(super) async fn replays(service: Shared, stop: CancellationToken) -> anyhow:
     Ok(())
 }
 
+/// Forgets what is over, until it is stopped.
+pub(super) async fn retention(service: Shared, stop: CancellationToken) -> anyhow::Result<()> {
+    let retention = service.settings.reconciler.retention.parsed();
+    while !stop.is_cancelled() {
+        match service.ledger.prune(&retention).await {
+            Ok(pruned) => {
+                if pruned != Pruned::default() {
+                    info!(?pruned, "what is older than the retention was removed");
+                }
+                if pruned.is_partial() {
+                    continue;
+                }
+            }
+            Err(error) => warn!(%error, "what is older than the retention cannot be removed; trying again later"),
+        }
+        stop.run_until_cancelled(sleep(PRUNE)).await;
+    }
+    Ok(())
+}
+
 /// Waits for more work, unless there may be more already. What PostgreSQL did not take is tried again.
 async fn pause(service: &Service, stop: &CancellationToken, worked: Result<bool, TargetError>, failing: &mut bool) {
     match worked {
@@ -77,12 +99,6 @@ async fn pause(service: &Service, stop: &CancellationToken, worked: Result<bool,
 async fn next_job(service: &Service, stop: &CancellationToken) -> Result<bool, TargetError> {
     for (job, status) in service.ledger.take_back_jobs().await? {
         warn!(%job, status, "the reconciler that ran it has ended");
-    }
-    let config = &service.settings.reconciler;
-    if let Some(every) = config.every().filter(|_| config.enabled) {
-        let every = i64::try_from(every.as_secs()).unwrap_or(i64::MAX);
-        let options = config.job_options(None, None, None);
-        service.ledger.schedule(&service.tables().await?, config.strategy, every, &options).await?;
     }
     claim(service, false, stop).await
 }

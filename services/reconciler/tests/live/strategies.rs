@@ -1,16 +1,36 @@
 //! Samples, times and single partitions.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, ensure};
-use cdc_model::{TokenRange, token};
-use cdc_reconciler::{Class, Only, Options, Outcome, Sample, Scope, Written};
+use cdc_model::{TableSchema, TokenRange, token};
+use cdc_reconciler::{
+    Class, Finding, Only, Options, Outcome, Pass, PipelineBarrier, Repair, Sample, Scope, Strategy, Written,
+};
+use futures::future::BoxFuture;
 
 use crate::{RATE, world::World};
 
 /// Of the row with key 0, microseconds since 1970; the others follow it.
 const FIRST: i64 = 1_700_000_000_000_000;
 const ROWS: i32 = 600;
+
+/// The real barrier for the first time, and none any more.
+struct Once {
+    barrier: Arc<PipelineBarrier>,
+    has_passed: AtomicBool,
+}
+
+impl Pass for Once {
+    fn pass<'a>(&'a self, table: &'a TableSchema) -> BoxFuture<'a, Result<(), String>> {
+        match self.has_passed.swap(true, Ordering::Relaxed) {
+            false => self.barrier.pass(table),
+            true => Box::pin(std::future::ready(Err("no log is there".to_owned()))),
+        }
+    }
+}
 
 /// First column of the key of what was found.
 fn keys(outcome: &Outcome) -> BTreeSet<i32> {
@@ -110,6 +130,22 @@ async fn a_sample_a_time_range_and_a_partition_find_what_is_wrong_in_them_and_no
     ensure!(first.findings.len() == 2 && keys(&first) == BTreeSet::from([1]), "{first:#?}");
     ensure!(first.rows.cassandra == 3 && first.coverage.share == 1.0, "{first:#?}");
     ensure!(third.findings.is_empty() && third.rows.cassandra == 3 && unknown.rows.postgres == 0, "{third:#?}");
+    // The row of each store shows as a checksum that says that they differ, and nothing else.
+    let sums = |finding: &Finding| (finding.cassandra_checksum.clone(), finding.postgres_checksum.clone());
+    ensure!(first.findings.iter().map(sums).all(|(one, other)| one.is_some() && other.is_some() && one != other));
+
+    // A repair that nobody can prove is told, and not called one.
+    world.sql("delete from cdc_wide where p = 3 and c = 1").await?;
+    let barrier = Arc::new(Once { barrier: world.barrier.clone(), has_passed: AtomicBool::new(false) });
+    let repair = Repair { classes: Class::ALL.into_iter().collect(), max_share: 100.0, dry_run: false };
+    let scope = || Ok::<_, anyhow::Error>(Scope::partition(world.table("shop.wide")?, &3i32.to_be_bytes()));
+    let options = Options { repair: Some(repair), ..Options::default() };
+    let changed = world.compare_scope(scope()?, Strategy::Checksum, options, barrier).await?;
+    let finding = &changed.findings[0];
+    ensure!(changed.findings.len() == 1 && finding.class == Class::MissingInPostgres, "{changed:#?}");
+    ensure!(finding.attempted && !finding.repaired && changed.repairs.is_some_and(|all| all.done == 0), "{changed:#?}");
+    ensure!(sums(finding).1.is_none());
+    ensure!(world.compare_only(scope()?, Options::default()).await?.findings.is_empty(), "it was set right");
     world.stop().await;
     Ok(())
 }

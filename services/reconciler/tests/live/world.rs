@@ -26,7 +26,7 @@ pub(crate) struct World {
     pub(crate) schema: Vec<TableSchema>,
     pub(crate) config: CassandraConfig,
     target: Target,
-    barrier: Arc<PipelineBarrier>,
+    pub(crate) barrier: Arc<PipelineBarrier>,
     pipeline: Lifecycle,
     _cassandra: Cassandra,
     _postgres: Postgres,
@@ -124,7 +124,7 @@ impl World {
         Ok(outcomes)
     }
 
-    async fn compare_scope(
+    pub(crate) async fn compare_scope(
         &self,
         scope: Scope,
         strategy: Strategy,

@@ -40,7 +40,7 @@ pub(super) fn facts(job: &Value, findings: Vec<Value>) -> Value {
         .into_iter()
         .map(|mut finding| {
             // There for older clients, and always empty.
-            for name in ["cassandra_checksum", "postgres_checksum", "cassandra_data", "postgres_data"] {
+            for name in ["cassandra_data", "postgres_data"] {
                 finding.as_object_mut().map(|finding| finding.remove(name));
             }
             finding
@@ -50,7 +50,8 @@ pub(super) fn facts(job: &Value, findings: Vec<Value>) -> Value {
         "verdict": verdict(job),
         "table": table,
         "job": kept(&["job_id", "job_type", "validation_strategy", "priority", "status", "created_at", "started_at",
-            "completed_at", "duration_seconds", "interruptions", "max_seconds", "range"]),
+            "completed_at", "duration_seconds", "interruptions", "max_seconds", "range", "written", "schedule", "scheduled_for"]),
+        "sample": job["sample"],
         "rows": kept(&["cassandra_row_count", "postgres_row_count", "mismatch_count", "drift_percentage", "unproven_count",
             "in_motion"]),
         "coverage": kept(&["coverage", "gaps", "validation_errors"]),
@@ -79,6 +80,8 @@ fn verdict(job: &Value) -> String {
         _ if job["job_type"] == "REPAIR" => "The rows that were to be repaired",
         (Some("CHECKSUM"), true) => "All rows and all values",
         (Some("CHECKSUM"), false) => "All rows and values of a part of the ring",
+        (Some("SAMPLE"), _) => "All rows and values of the leaves that were drawn",
+        (Some("TIMESTAMP_RANGE"), true) => "All rows and values last written between the two times",
         (Some("VERSION"), true) => "All rows, by their write times and not by their values,",
         (Some("ROW_COUNT"), true) => "All rows, by their keys alone,",
         _ => "The rows that were compared",
@@ -116,6 +119,7 @@ pub(super) fn html(facts: &Value) -> String {
     );
     section(&mut page, "What was compared, and when", &facts["job"]);
     section(&mut page, "Rows", &facts["rows"]);
+    section(&mut page, "Sample", &facts["sample"]);
     section(&mut page, "Coverage", &facts["coverage"]);
     section(&mut page, "Differences by class", &facts["classes"]);
     section(&mut page, "Repairs", &facts["repair"]);
@@ -295,7 +299,15 @@ mod tests {
             (json!({"range": ring}), "All rows and all values are proven equal as of 2026-11-22T10:00:00.000Z."),
             (json!({"range": part}), "All rows and values of a part of the ring are proven equal"),
             (json!({"validation_strategy": "VERSION"}), "not by their values, are proven equal"),
-            (json!({"validation_strategy": "SAMPLE"}), "The rows that were compared are proven equal"),
+            (
+                json!({"validation_strategy": "SAMPLE", "range": part}),
+                "All rows and values of the leaves that were drawn are",
+            ),
+            (json!({"validation_strategy": "TIMESTAMP_RANGE"}), "last written between the two times are proven equal"),
+            (
+                json!({"validation_strategy": "ROW_COUNT", "range": part}),
+                "The rows that were compared are proven equal",
+            ),
             (json!({"job_type": "REPAIR"}), "The rows that were to be repaired are proven equal"),
             (json!({"mismatch_count": 3, "repairs": {"dry_run": false, "done": 3}}), "3 of them after a repair."),
             (json!({"mismatch_count": 3, "repairs": {"dry_run": true, "done": 3}}), "3 rows are proven wrong"),

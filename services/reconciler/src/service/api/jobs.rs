@@ -1,21 +1,17 @@
-//! Comparisons: ask for them, look at them, end them.
+//! Comparisons: look at them, end them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use cdc_model::TokenRange;
-use cdc_postgres::Strategy;
-use cdc_postgres::ledger::{Cancelled, Job, JobFilter, MismatchFilter, Page, Paused, RANGES, Resumed, Wish};
+use cdc_postgres::ledger::{Cancelled, Job, JobFilter, MismatchFilter, Page, Paused, RANGES, Resumed};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Field;
-use super::answer::{Answer, Body, Id, Params, Problem, Slice, check_times, json, names, ok};
-use crate::Class;
-use crate::service::found::name;
-use crate::service::{Service, Shared, watch};
+use super::answer::{Answer, Id, Params, Problem, Slice, check_times, json, names, ok};
+use crate::service::{Service, Shared, schedule, watch};
 
 /// Who did it, in the audit log.
 pub(super) const ACTOR: &str = "api";
@@ -25,21 +21,9 @@ const SAMPLE: usize = 10;
 /// Percent of rows; more than that raises an alert.
 const CRITICAL: f64 = 5.0;
 
-names!(Priority: High = "HIGH", Normal = "NORMAL", Low = "LOW");
 names!(Status: Queued = "QUEUED", Running = "RUNNING", Paused = "PAUSED", Completed = "COMPLETED", Failed = "FAILED", Cancelled = "CANCELLED");
 names!(JobType: Manual = "MANUAL_ONDEMAND", Scheduled = "SCHEDULED", Repair = "REPAIR");
 
-const STRATEGIES: &str = "CHECKSUM|VERSION|ROW_COUNT|";
-
-pub(super) const TRIGGER: &[Field] = &[
-    ("tables", "texts"),
-    ("validation_strategy", STRATEGIES),
-    ("priority", Priority::NAMES),
-    ("range", "range"),
-    ("max_seconds", "count"),
-    ("repair", "classes"),
-    ("repair_dry_run", "boolean"),
-];
 pub(super) const QUERY: &[Field] = &[
     ("table", "text"),
     ("status", Status::NAMES),
@@ -52,111 +36,8 @@ pub(super) const QUERY: &[Field] = &[
     super::PAGE[3],
 ];
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Trigger {
-    tables: Option<Vec<String>>,
-    validation_strategy: Option<Strategy>,
-    priority: Option<Priority>,
-    range: Option<String>,
-    max_seconds: Option<u64>,
-    repair: Option<Vec<Class>>,
-    repair_dry_run: Option<bool>,
-}
-
 pub(super) fn disabled() -> Problem {
     Problem::unavailable("RECONCILIATION_DISABLED", "comparisons are switched off by reconciler.enabled")
-}
-
-/// Two tokens, as `START:END`.
-fn range(text: &str) -> Option<TokenRange> {
-    let (start, end) = text.split_once(':')?;
-    let range = TokenRange { start: start.parse().ok()?, end: end.parse().ok()? };
-    (range.start < range.end).then_some(range)
-}
-
-pub(super) async fn trigger(State(service): State<Shared>, Body(body): Body<Trigger>) -> Answer {
-    let config = &service.settings.reconciler;
-    if !config.enabled {
-        return Err(disabled());
-    }
-    if body.max_seconds == Some(0) {
-        return Err(Problem::bad("INVALID_BODY", "max_seconds is 0: use 1 or more, or leave it out"));
-    }
-    if let Some(class) = body.repair.iter().flatten().find(|class| !class.is_repairable()) {
-        let classes: Vec<String> = Class::ALL.into_iter().filter(|class| class.is_repairable()).map(name).collect();
-        let message = format!("repair has {}, which cannot be repaired: use {}", name(*class), classes.join(", "));
-        return Err(Problem::bad("INVALID_REPAIR", message));
-    }
-    let range = match &body.range {
-        None => TokenRange::RING,
-        Some(text) => range(text).ok_or_else(|| {
-            let message = "range must be START:END, two tokens, the first one less, as in -100:100";
-            Problem::bad("INVALID_RANGE", message)
-        })?,
-    };
-    let options = config.job_options(body.repair, body.repair_dry_run, body.max_seconds);
-    let known = service.tables().await?;
-    let mut tables: Vec<_> = match body.tables {
-        None => known,
-        Some(names) => names.iter().map(|name| find(&known, name)).collect::<Result<_, _>>()?,
-    };
-    if tables.is_empty() {
-        let message = "there is nothing to compare: name a table, or leave `tables` out once one has had changes";
-        return Err(Problem::bad("INVALID_TABLE", message));
-    }
-    let mut seen = BTreeSet::new();
-    tables.retain(|table| seen.insert(table.clone()));
-    let strategy = body.validation_strategy.unwrap_or(config.strategy);
-    let priority = body.priority.unwrap_or(Priority::Normal).name();
-    let wishes: Vec<Wish<'_>> = tables
-        .iter()
-        .map(|(keyspace, table)| Wish { keyspace, table, strategy, priority, range, options: options.clone() })
-        .collect();
-    let requested = service.ledger.request(&wishes, ACTOR).await?;
-    service.work.notify_waiters();
-    let status = |is_new: bool, is_paused: bool| match (is_new, is_paused) {
-        (true, _) => "RUNNING",
-        (false, true) => "PAUSED",
-        (false, false) => "ALREADY_RUNNING",
-    };
-    let new = requested.iter().filter(|one| one.is_new).count();
-    let jobs: Vec<Value> = tables
-        .iter()
-        .zip(&requested)
-        .map(|((keyspace, table), one)| {
-            json!({"job_id": one.job, "keyspace": keyspace, "table_name": table, "status": status(one.is_new, one.is_paused)})
-        })
-        .collect();
-    let running = requested.len() - new;
-    let answer = json!({
-        "job_ids": requested.iter().map(|one| one.job).collect::<Vec<_>>(),
-        "status": status(new > 0, requested.iter().all(|one| one.is_paused)),
-        "message": format!("{new} comparisons begin, {running} of these tables had one already"),
-        "jobs": jobs,
-    });
-    Ok(json(StatusCode::ACCEPTED, &answer))
-}
-
-/// A table by its name, or by keyspace and name.
-fn find(known: &[(String, String)], name: &str) -> Result<(String, String), Problem> {
-    let is_it = |(keyspace, table): &&(String, String)| match name.split_once('.') {
-        Some((wanted, name)) => keyspace == wanted && table == name,
-        None => table == name,
-    };
-    let found: Vec<_> = known.iter().filter(is_it).collect();
-    let list: Vec<String> = known.iter().map(|(keyspace, table)| format!("{keyspace}.{table}")).collect();
-    match found.as_slice() {
-        [one] => Ok((*one).clone()),
-        [] => {
-            let message = format!("table `{name}` is not one of those that are compared: {}", list.join(", "));
-            Err(Problem::bad("INVALID_TABLE", message).with("valid_tables", list))
-        }
-        _ => {
-            let message = format!("several keyspaces have a table `{name}`: write keyspace.{name}");
-            Err(Problem::bad("INVALID_TABLE", message).with("valid_tables", list))
-        }
-    }
 }
 
 /// `table` of a filter: `keyspace.table`, or `table` of whatever keyspace.
@@ -210,6 +91,8 @@ fn describe(job: &Job) -> Value {
     value["range"] = json!({"start": job.range_start, "end": job.range_end});
     value["repair"] = job.options["repair"].clone();
     value["max_seconds"] = job.options["max_seconds"].clone();
+    value["written"] = job.options["written"].clone();
+    value["sample"] = job.sample.clone().unwrap_or_else(|| job.options["sample"].clone());
     let rows = job.cassandra_row_count.unwrap_or_default().unsigned_abs();
     let is_done = job.completed_at.is_some();
     let mut progress =
@@ -314,6 +197,10 @@ pub(super) async fn coverage(State(service): State<Shared>) -> Answer {
     ok(&json!({"tables": tables}))
 }
 
+pub(super) async fn schedule(State(service): State<Shared>) -> Answer {
+    ok(&json!({"schedule": schedule::list(&service).await?}))
+}
+
 #[cfg(test)]
 mod tests {
     use cdc_postgres::ledger::JobKind;
@@ -321,32 +208,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn strategies_are_those_of_postgres() {
-        assert_eq!(STRATEGIES, Strategy::ALL.map(|strategy| format!("{}|", strategy.name())).concat());
-    }
-
-    #[test]
     fn job_types_are_those_of_the_ledger() {
         let names = [JobType::Manual, JobType::Scheduled, JobType::Repair].map(JobType::name);
         assert_eq!(names, JobKind::ALL.map(JobKind::name));
-    }
-
-    #[test]
-    fn a_range_is_two_tokens_in_order() {
-        assert_eq!(range("-9223372036854775808:0"), Some(TokenRange { start: i64::MIN, end: 0 }));
-        for wrong in ["", "1", "1:", "2:1", "1:1", "a:b", "1:2:3", "0:9223372036854775808"] {
-            assert_eq!(range(wrong), None, "{wrong}");
-        }
-    }
-
-    #[test]
-    fn a_table_is_found_by_its_name_where_that_is_enough() {
-        let known = [("bank", "users"), ("shop", "orders"), ("shop", "users")];
-        let known = known.map(|(keyspace, name)| (keyspace.to_owned(), name.to_owned()));
-        assert_eq!(find(&known, "orders").ok(), Some(known[1].clone()));
-        assert_eq!(find(&known, "bank.users").ok(), Some(known[0].clone()));
-        for wrong in ["users", "carts", "bank.orders", ""] {
-            assert!(find(&known, wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -106,6 +106,12 @@ fn schema(kind: &str) -> Value {
         "time" => json!({"type": "string", "format": "date-time"}),
         "uuid" => json!({"type": "string", "format": "uuid"}),
         "uuids" => json!({"type": "array", "items": schema("uuid")}),
+        "share" => json!({"type": "number", "exclusiveMinimum": 0, "maximum": 100}),
+        "seed" => json!({"type": "integer", "minimum": 0, "maximum": u32::MAX}),
+        "moment" => json!({"anyOf": [schema("time"), {"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX,
+            "description": "Microseconds since 1970."}]}),
+        "key" => json!({"type": ["string", "number", "array", "object"],
+            "description": "A partition key as CQL or JSON has it: 5, \"'a'\", \"(5, 'a')\", {\"p\": 5, \"q\": \"a\"}."}),
         "range" => json!({"type": "string", "pattern": "^-?[0-9]+:-?[0-9]+$"}),
         "classes" => {
             let classes: String =
