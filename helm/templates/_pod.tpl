@@ -19,7 +19,7 @@ annotations:
 
 {{- define "cdc-pipeline.vaultAnnotations" -}}
 vault.hashicorp.com/agent-inject: "true"
-# cdc reads its secrets when it starts.
+# Once: beside an agent that stays the pod of a job would never end.
 vault.hashicorp.com/agent-pre-populate-only: "true"
 vault.hashicorp.com/role: {{ .root.Values.vault.role | quote }}
 vault.hashicorp.com/secret-volume-path: /etc/cdc/secrets

@@ -52,6 +52,7 @@ need make make
 # To run Cassandra and Kafka, and to get them.
 need openjdk-17-jdk-headless java
 need maven mvn
-# To unpack PostgreSQL.
+# To unpack PostgreSQL, and to give Vault a certificate.
+need openssl openssl
 need unzip unzip
 need xz-utils xz

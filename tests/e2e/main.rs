@@ -14,3 +14,4 @@ mod reconciler_repair;
 mod scaling;
 mod snapshots;
 mod truncates;
+mod vault;

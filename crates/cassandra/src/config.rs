@@ -1,6 +1,9 @@
 //! The `cassandra:` section.
 
+use std::sync::Arc;
+
 use cdc_runtime::Secret;
+use cdc_runtime::credentials::{Credentials, Login};
 use serde::{Deserialize, Serialize};
 
 /// Long enough for a busy node, short enough for someone who waits for `cdc validate`.
@@ -16,6 +19,9 @@ pub struct CassandraConfig {
     pub username: Option<String>,
     #[serde(default, skip_serializing)]
     pub password: Option<Secret>,
+    /// In place of both, a login that is issued while the process runs.
+    #[serde(skip)]
+    pub credentials: Option<Credentials>,
     /// Milliseconds until an attempt to connect is given up.
     #[serde(default = "connect_timeout_ms")]
     pub connect_timeout_ms: u64,
@@ -32,8 +38,18 @@ impl CassandraConfig {
             contact_points: vec![contact_point.into()],
             username: None,
             password: None,
+            credentials: None,
             connect_timeout_ms: connect_timeout_ms(),
         }
+    }
+
+    /// The login that counts now; a password of a file is read again. `None`: there is none, or none yet.
+    pub fn login(&self) -> Option<Arc<Login>> {
+        if let Some(credentials) = &self.credentials {
+            return credentials.current();
+        }
+        let (username, password) = self.username.clone().zip(self.password.as_ref())?;
+        Some(Arc::new(Login { username, password: Some(password.now()), generation: 0 }))
     }
 
     /// Every fault at once, each naming its field; empty if there is none.
@@ -104,6 +120,7 @@ mod tests {
             contact_points: vec!["db:x".into(), "b".into()],
             username: Some("me".into()),
             password: None,
+            credentials: None,
             connect_timeout_ms: 0,
         };
         assert_eq!(config.validate().len(), 4, "{:?}", config.validate());

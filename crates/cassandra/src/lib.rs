@@ -3,6 +3,7 @@
 pub mod checks;
 mod config;
 mod error;
+mod log_in;
 mod mark;
 mod read;
 mod schema;

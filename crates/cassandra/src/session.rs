@@ -17,6 +17,7 @@ use scylla::statement::{Consistency, Statement};
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use crate::log_in::LogIn;
 use crate::settings::Settings;
 use crate::{CassandraConfig, CassandraError, ClusterReader, schema};
 
@@ -106,8 +107,8 @@ impl Cassandra {
                 .host_filter(Arc::new(only_own))
                 .connection_timeout(Duration::from_millis(config.connect_timeout_ms))
                 .fetch_schema_metadata(false);
-            if let (Some(username), Some(password)) = (&config.username, &config.password) {
-                builder = builder.user(username, password.expose());
+            if config.credentials.is_some() || config.username.is_some() {
+                builder = builder.authenticator_provider(Arc::new(LogIn(config.clone())));
             }
             let session = builder
                 .build()

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cdc_runtime::{Secret, credentials::Credentials};
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -51,6 +52,10 @@ pub struct KafkaConfig {
     /// Further librdkafka properties, such as `security.protocol` and `sasl.password`.
     #[serde(default, serialize_with = "names_only")]
     pub properties: BTreeMap<String, String>,
+    /// In place of `sasl.username` and `sasl.password`, a login that is issued while the process runs; a client uses the one
+    /// that counts when it is made.
+    #[serde(skip)]
+    pub credentials: Option<Credentials>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -187,6 +192,7 @@ impl KafkaConfig {
             fetch_bytes: FETCH_BYTES,
             message_bytes_max: MESSAGE_BYTES_MAX,
             properties: BTreeMap::new(),
+            credentials: None,
         }
     }
 
@@ -230,6 +236,10 @@ impl KafkaConfig {
         let mut client = ClientConfig::new();
         for (name, value) in &self.properties {
             client.set(name, value);
+        }
+        if let Some(login) = self.credentials.as_ref().and_then(Credentials::current) {
+            client.set("sasl.username", &login.username);
+            client.set("sasl.password", login.password.as_ref().map(Secret::expose).unwrap_or_default());
         }
         client
             .set("bootstrap.servers", self.bootstrap_servers.join(","))

@@ -1,9 +1,13 @@
 //! Where the target database is and how tables are named in it.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use cdc_model::TableSchema;
-use cdc_runtime::{Secret, config::closest};
+use cdc_runtime::{
+    Secret,
+    config::closest,
+    credentials::{Credentials, Login},
+};
 use serde::Deserialize;
 
 use crate::{
@@ -23,9 +27,14 @@ pub struct PostgresConfig {
     #[serde(default = "default_port")]
     pub port: u16,
     pub database: String,
+    /// With `vault.postgres` neither this nor a password is given.
+    #[serde(default)]
     pub username: String,
     #[serde(default)]
     pub password: Option<Secret>,
+    /// In place of both, a login that is issued while the process runs.
+    #[serde(skip)]
+    pub credentials: Option<Credentials>,
     /// Connections of this process.
     #[serde(default = "default_pool_size")]
     pub pool_size: usize,
@@ -71,6 +80,7 @@ impl PostgresConfig {
             database: database.into(),
             username: username.into(),
             password: None,
+            credentials: None,
             pool_size: default_pool_size(),
             schema: default_schema(),
             table_name: default_table_name(),
@@ -80,12 +90,27 @@ impl PostgresConfig {
         }
     }
 
+    /// The login that counts now; a password of a file is read again. `None`: none has been issued yet.
+    pub fn login(&self) -> Option<Arc<Login>> {
+        match &self.credentials {
+            Some(credentials) => credentials.current(),
+            None => Some(Arc::new(Login {
+                username: self.username.clone(),
+                password: self.password.as_ref().map(Secret::now),
+                generation: 0,
+            })),
+        }
+    }
+
+    /// Who logs in now.
+    pub fn user(&self) -> String {
+        self.login().map_or_else(|| "(none yet)".to_owned(), |login| login.username.clone())
+    }
+
     /// What is wrong with the values by themselves, as sentences.
     pub fn validate(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        for (name, value) in
-            [("host", &self.host), ("database", &self.database), ("username", &self.username), ("schema", &self.schema)]
-        {
+        for (name, value) in [("host", &self.host), ("database", &self.database), ("schema", &self.schema)] {
             if value.is_empty() {
                 faults.push(format!("postgres.{name} is empty: name one, or leave the key out where it has a default"));
             }

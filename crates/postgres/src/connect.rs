@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use cdc_runtime::credentials::{Doubt, Login};
+use deadpool_postgres::Runtime;
 use sqlx::{ConnectOptions, Connection, PgConnection, Row, postgres::PgConnectOptions};
-use tokio_postgres::NoTls;
 
 use crate::{
     Disposition, PostgresConfig, SchemaMode, TargetError,
     error::{Fault, FaultKind},
     layout::quote,
+    pool::{Connector, Pool},
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// To connect, be refused, wait for another login and connect again.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
 /// For a free connection of the pool: longer than any healthy batch.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -24,30 +27,34 @@ const SETTINGS: &str = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=
     -c idle_in_transaction_session_timeout=60s";
 
 fn place(config: &PostgresConfig) -> String {
-    format!("{}:{}/{} as user {}", config.host, config.port, config.database, config.username)
+    format!("{}:{}/{} as user {}", config.host, config.port, config.database, config.user())
 }
 
-pub(crate) fn pool(config: &PostgresConfig) -> Result<Pool, TargetError> {
+/// Of a connection of the apply path.
+pub(crate) fn settings(config: &PostgresConfig, login: &Login) -> tokio_postgres::Config {
     let mut settings = tokio_postgres::Config::new();
     settings
         .host(&config.host)
         .port(config.port)
         .dbname(&config.database)
-        .user(&config.username)
+        .user(&login.username)
         .application_name("cdc")
         .connect_timeout(CONNECT_TIMEOUT)
         .keepalives_idle(Duration::from_secs(30))
         .tcp_user_timeout(Duration::from_secs(30))
         .options(SETTINGS);
-    if let Some(password) = &config.password {
+    if let Some(password) = &login.password {
         settings.password(password.expose());
     }
-    let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-    Pool::builder(Manager::from_config(settings, NoTls, recycling))
+    settings
+}
+
+pub(crate) fn pool(config: &PostgresConfig) -> Result<Pool, TargetError> {
+    Pool::builder(Connector::new(config))
         .max_size(config.pool_size.max(1))
         .runtime(Runtime::Tokio1)
         .wait_timeout(Some(ACQUIRE_TIMEOUT))
-        .create_timeout(Some(CONNECT_TIMEOUT))
+        .create_timeout(Some(CREATE_TIMEOUT))
         .build()
         .map_err(|error| TargetError::Pool(error.to_string()))
 }
@@ -58,11 +65,13 @@ pub(crate) fn options(config: &PostgresConfig, application: &str) -> PgConnectOp
         .host(&config.host)
         .port(config.port)
         .database(&config.database)
-        .username(&config.username)
         .ssl_mode(sqlx::postgres::PgSslMode::Disable)
         .application_name(application)
         .disable_statement_logging();
-    match &config.password {
+    // Before the first login is issued nobody gets in, and that is what is told then.
+    let Some(login) = config.login() else { return options };
+    let options = options.username(&login.username);
+    match &login.password {
         Some(password) => options.password(password.expose()),
         None => options,
     }
@@ -70,11 +79,15 @@ pub(crate) fn options(config: &PostgresConfig, application: &str) -> PgConnectOp
 
 /// Creates schema `_cdc` and the targets' schema (unless it is the user's) where they are missing, and runs the migrations that are new.
 pub(crate) async fn migrate(config: &PostgresConfig) -> Result<(), TargetError> {
-    let options = options(config, "cdc migrations");
-    let connecting = tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options));
-    let mut connection = match connecting.await {
-        Ok(connected) => connected.map_err(|error| unreachable(config, &error))?,
-        Err(_) => return Err(unreachable(config, &sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))),
+    let mut connection = match (connect_once(config).await, &config.credentials, config.login()) {
+        (Err(TargetError::Connect { fault, .. }), Some(credentials), Some(login)) if fault.is_login() => {
+            // Perhaps it was revoked, and another is to be had.
+            if credentials.replaced(&login, Doubt::Refused, CONNECT_TIMEOUT).await.is_none() {
+                return Err(TargetError::Login { username: login.username.clone(), fault: Some(fault) });
+            }
+            connect_once(config).await?
+        }
+        (connected, ..) => connected?,
     };
     let result = migrate_on(&mut connection, config).await;
     // The session's locks end with it, so it must end.
@@ -82,6 +95,14 @@ pub(crate) async fn migrate(config: &PostgresConfig) -> Result<(), TargetError> 
         tracing::debug!(%error, "migration connection did not close cleanly");
     }
     result
+}
+
+async fn connect_once(config: &PostgresConfig) -> Result<PgConnection, TargetError> {
+    let options = options(config, "cdc migrations");
+    match tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await {
+        Ok(connected) => connected.map_err(|error| unreachable(config, &error)),
+        Err(_) => Err(unreachable(config, &sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))),
+    }
 }
 
 async fn migrate_on(connection: &mut PgConnection, config: &PostgresConfig) -> Result<(), TargetError> {

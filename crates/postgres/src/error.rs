@@ -4,6 +4,7 @@ use crate::{
     StreamName,
     batch::Refusal,
     dead_letters::{ErrorType, FloodLimit},
+    pool::{ConnectError, PoolError},
 };
 
 /// What the caller of a failed operation should do.
@@ -21,6 +22,12 @@ pub enum Disposition {
 pub enum TargetError {
     #[error("cannot reach PostgreSQL at {place}: {fault}; {fix}")]
     Connect { place: String, fault: Fault, fix: &'static str },
+    /// Another is asked for; it passes when one is there.
+    #[error(
+        "PostgreSQL does not take the login of {username}, and Vault has given no other: {}; see what Vault says",
+        fault.as_ref().map_or_else(|| "there is none yet".to_owned(), ToString::to_string)
+    )]
+    Login { username: String, fault: Option<Fault> },
     #[error("no connection to PostgreSQL became free in time: {0}")]
     Pool(String),
     #[error("cannot bring schema _cdc of {place} up to date: {problem}; {fix}")]
@@ -52,17 +59,20 @@ impl TargetError {
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Connect { fault, .. } | Self::Database { fault, .. } => fault.disposition(),
-            Self::Pool(_) | Self::Contended { .. } | Self::Overtaken { .. } => Disposition::Retry,
+            Self::Login { .. } | Self::Pool(_) | Self::Contended { .. } | Self::Overtaken { .. } => Disposition::Retry,
             Self::Migrate { disposition, .. } => *disposition,
             Self::Refused { .. } => Disposition::Quarantine,
             Self::Layout { .. } | Self::State { .. } | Self::Flood { .. } => Disposition::Halt,
         }
     }
 
-    pub(crate) fn from_pool(error: &deadpool_postgres::PoolError) -> Self {
+    pub(crate) fn from_pool(error: &PoolError) -> Self {
         match error {
-            deadpool_postgres::PoolError::Backend(error) => {
+            PoolError::Backend(ConnectError::Postgres(error)) => {
                 Self::Database { doing: "connect to PostgreSQL", fault: Fault::from(error) }
+            }
+            PoolError::Backend(ConnectError::Login { username, fault }) => {
+                Self::Login { username: username.clone(), fault: fault.clone() }
             }
             other => Self::Pool(other.to_string()),
         }
@@ -137,6 +147,11 @@ impl Fault {
             FaultKind::Data => Disposition::Quarantine,
             FaultKind::Schema | FaultKind::Access | FaultKind::Unknown => Disposition::Halt,
         }
+    }
+
+    /// The server does not let the login in.
+    pub(crate) fn is_login(&self) -> bool {
+        self.sqlstate.as_deref().is_some_and(|sqlstate| sqlstate.starts_with("28"))
     }
 
     /// Of a row it condemns, without values.

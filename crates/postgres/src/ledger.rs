@@ -17,13 +17,14 @@ mod schedule;
 mod tables;
 mod wishes;
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
 use sqlx::{
     PgPool,
-    postgres::{PgPoolOptions, PgTransaction},
+    postgres::{PgConnectOptions, PgPoolOptions, PgTransaction},
 };
 use uuid::Uuid;
 
@@ -50,6 +51,8 @@ const STATEMENT_TIMEOUT: &str = "30s";
 #[derive(Clone)]
 pub struct Ledger {
     pool: PgPool,
+    /// When the login was replaced: older connections are closed before they are used again.
+    replaced: Arc<Mutex<Instant>>,
     worker: Uuid,
 }
 
@@ -73,9 +76,28 @@ pub struct Page {
 impl Ledger {
     /// Connects when it is first asked; the migrations must have run ([`crate::Target::connect`]).
     pub fn new(config: &PostgresConfig) -> Self {
-        let options = connect::options(config, "cdc reconciler").options([("statement_timeout", STATEMENT_TIMEOUT)]);
-        let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE_TIMEOUT);
-        Self { pool: pool.connect_lazy_with(options), worker: Uuid::new_v4() }
+        let replaced = Arc::new(Mutex::new(Instant::now()));
+        let since = Arc::clone(&replaced);
+        let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE_TIMEOUT).before_acquire(
+            move |_, connection| {
+                let since = *since.lock().unwrap_or_else(PoisonError::into_inner);
+                // One that was being opened while the login was replaced counts as older.
+                let is_current = Instant::now().checked_sub(connection.age).is_none_or(|opened| opened >= since);
+                Box::pin(async move { Ok(is_current) })
+            },
+        );
+        Self { pool: pool.connect_lazy_with(options(config)), replaced, worker: Uuid::new_v4() }
+    }
+
+    /// Uses each new login, until it is stopped; for ever, where there is one that does not change.
+    pub async fn follow(&self, config: &PostgresConfig) {
+        let Some(credentials) = &config.credentials else { return std::future::pending().await };
+        let mut generation = 0;
+        loop {
+            generation = credentials.after(generation).await.generation;
+            self.pool.set_connect_options(options(config));
+            *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
     }
 
     /// # Errors
@@ -145,6 +167,10 @@ impl Ledger {
     async fn begin(&self) -> Result<PgTransaction<'static>, TargetError> {
         self.pool.begin().await.map_err(failed("begin a transaction"))
     }
+}
+
+fn options(config: &PostgresConfig) -> PgConnectOptions {
+    connect::options(config, "cdc reconciler").options([("statement_timeout", STATEMENT_TIMEOUT)])
 }
 
 async fn commit(transaction: PgTransaction<'static>) -> Result<(), TargetError> {

@@ -15,6 +15,7 @@ pub mod layout;
 pub mod ledger;
 mod mirror;
 mod number;
+mod pool;
 mod prepare;
 mod purge;
 mod session;

@@ -388,7 +388,7 @@ impl Mirror {
             let failed = |error| TargetError::Database { doing: "compare rows", fault: Fault::from(error) };
             let client = self.inner.pool.get().await.map_err(|error| TargetError::from_pool(&error))?;
             // Not one of the pool any more: its settings are others, and dropped early it would have an answer to read.
-            let client = deadpool_postgres::Object::take(client);
+            let client = crate::pool::Object::take(client);
             client.batch_execute(PASS).await.map_err(failed)?;
             let rows = client.query_raw(sql, params.iter().copied()).await.map_err(failed)?;
             pin_mut!(rows);

@@ -8,13 +8,13 @@
 
 use bytes::Bytes;
 use cdc_model::{LocalTime, StateError, ValueBytes, decode_row, decode_tombstones, encode_tombstones};
-use deadpool_postgres::Pool;
 use tokio_postgres::{Row, types::Type};
 
 use crate::{
     TargetError,
     array::{Array, Raw},
     layout::Layout,
+    pool::Pool,
     session::{Call, Frame, Session},
 };
 

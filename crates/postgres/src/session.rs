@@ -1,7 +1,6 @@
 //! One pooled connection and the statements sent over it without waiting in between.
 
 use bytes::Bytes;
-use deadpool_postgres::{Object, Pool};
 use futures::{
     FutureExt, SinkExt,
     future::{BoxFuture, try_join_all},
@@ -11,6 +10,7 @@ use tokio_postgres::{CopyInSink, Row, types::ToSql};
 use crate::{
     array::CopyRows,
     error::{Fault, FaultKind, TargetError},
+    pool::{Object, Pool},
 };
 
 /// A statement with its parameters, or with the rows it copies.
@@ -123,11 +123,11 @@ impl Session {
     pub(crate) async fn abandon(mut self, fault: &Fault) {
         let usable = match fault.kind {
             FaultKind::Connection | FaultKind::Plan => false,
+            FaultKind::Access => !self.client().doubt(),
             FaultKind::Contention
             | FaultKind::Environment
             | FaultKind::Data
             | FaultKind::Schema
-            | FaultKind::Access
             | FaultKind::Unknown => true,
         };
         // Asked even if nothing is open: what ended the session may have come while a statement was prepared.

@@ -10,7 +10,6 @@ use cdc_model::{
     Change, ColumnKind, LocalTime, Marker, NodeId, Provenance, RowState, SegmentPosition, TableId, TableSchema,
     TableTruncation, token,
 };
-use deadpool_postgres::Pool;
 use futures::future::BoxFuture;
 use tokio::task::JoinSet;
 use tokio_postgres::types::Type;
@@ -23,6 +22,7 @@ use crate::{
     dead_letters::{Floods, park_record},
     error::Fault,
     layout::{Layout, Relation},
+    pool::Pool,
     prepare::prepare,
     purge::purge,
     session::{Call, Frame, Session},

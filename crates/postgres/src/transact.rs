@@ -71,7 +71,6 @@ use cdc_model::{
     Clustering, ColumnKind, DeletionTime, PartitionTombstones, RowState, StateError, TableId, Token, ValueBytes,
     encode_tombstones,
 };
-use deadpool_postgres::Pool;
 use foldhash::quality::RandomState;
 use tokio_postgres::types::Type;
 
@@ -91,6 +90,7 @@ use crate::{
     dead_letters::{ErrorType, Floods, park_change},
     error::{Fault, FaultKind},
     layout::Layout,
+    pool::Pool,
     session::{Call, Frame, Session},
     stream::MOVE_POSITIONS,
     target::{Context, Purpose},

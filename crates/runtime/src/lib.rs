@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod config;
+pub mod credentials;
 mod exit;
 mod lifecycle;
 mod secret;

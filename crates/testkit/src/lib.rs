@@ -1,4 +1,4 @@
-//! Obtains, starts and breaks real servers: Cassandra, Kafka and PostgreSQL.
+//! Obtains, starts and breaks real servers: Cassandra, Kafka, PostgreSQL and Vault.
 //!
 //! Every server runs as an ordinary process from pinned artefacts ([`Artifact`]), in a folder of its own, on loopback
 //! addresses and ports that were free, so that several run side by side. The calls are synchronous; in async code use
@@ -19,6 +19,7 @@ mod place;
 mod postgres;
 mod process;
 mod reader;
+mod vault;
 
 pub use artifact::{Artifact, pin};
 pub use cassandra::{Cassandra, CassandraBuilder, Node};
@@ -28,6 +29,7 @@ pub use place::cache_dir;
 pub use postgres::{Postgres, PostgresBuilder};
 pub use process::Server;
 pub use reader::cassandra_reader;
+pub use vault::Vault;
 
 /// The versions started where none is named.
 pub mod default_version {
@@ -37,4 +39,6 @@ pub mod default_version {
     pub const KAFKA: &str = "4.1.0";
     /// The release the pipeline is developed against.
     pub const POSTGRES: &str = "17.5";
+    /// The only one that can be built from its modules here.
+    pub const VAULT: &str = "1.21.0";
 }

@@ -74,7 +74,8 @@ pub(crate) fn run(args: &BarrierArgs) -> anyhow::Result<ExitCode> {
     Ok(exit?.into())
 }
 
-async fn wait(config: Config, args: &BarrierArgs) -> anyhow::Result<Exit> {
+async fn wait(mut config: Config, args: &BarrierArgs) -> anyhow::Result<Exit> {
+    crate::credentials::at_once(&mut config).await?;
     let Config { cassandra: Some(cassandra), source: Some(source), postgres: Some(mut postgres), kafka, .. } = config
     else {
         let message = "`cdc barrier` needs the sections cassandra, source and postgres, as an agent has them, and kafka if the \

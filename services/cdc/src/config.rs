@@ -12,6 +12,7 @@ use cdc_runtime::admin::AdminConfig;
 use cdc_runtime::config::{ConfigErrors, Fault, load_checked};
 use cdc_sink::SinkConfig;
 use cdc_source::SourceConfig;
+use cdc_vault::VaultConfig;
 use serde::Deserialize;
 
 /// One file serves all roles; a role ignores the sections it has no use for, but faults in them are told.
@@ -22,6 +23,7 @@ pub(crate) struct Config {
     pub(crate) source: Option<SourceConfig>,
     pub(crate) kafka: Option<KafkaConfig>,
     pub(crate) postgres: Option<PostgresConfig>,
+    pub(crate) vault: Option<VaultConfig>,
     #[serde(default)]
     pub(crate) sink: SinkConfig,
     #[serde(default)]
@@ -115,6 +117,7 @@ impl Config {
         faults.extend(sentences.iter().flatten().flatten().map(|sentence| Fault::of_sentence(sentence)));
         faults.extend(self.reconciler.validate(self.source.as_ref().map(|source| source.tables.as_slice())));
         faults.extend(self.admin.validate());
+        faults.extend(self.login_faults());
         faults
     }
 

@@ -3,6 +3,7 @@
 mod barrier;
 mod cli;
 mod config;
+mod credentials;
 mod demo;
 mod dev;
 mod dlq;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use cdc_runtime::admin::Report;
 use cdc_sink::SinkMetrics;
 use cdc_source::SourceMetrics;
+use cdc_vault::VaultState;
 use serde_json::{Value, json};
 
 use crate::config::Role;
@@ -17,10 +18,11 @@ pub(crate) struct ProcessReport {
     pub(crate) source: Option<Arc<SourceMetrics>>,
     /// Also of the applier inside the agent in direct mode.
     pub(crate) sink: Option<Arc<SinkMetrics>>,
+    vault: Option<VaultState>,
 }
 
 impl ProcessReport {
-    pub(crate) fn new(role: Role, through_kafka: bool) -> Self {
+    pub(crate) fn new(role: Role, through_kafka: bool, vault: Option<VaultState>) -> Self {
         let captures = role != Role::Sink;
         let applies = role != Role::Source || !through_kafka;
         Self {
@@ -29,6 +31,7 @@ impl ProcessReport {
             through_kafka,
             source: captures.then(Arc::default),
             sink: applies.then(Arc::default),
+            vault,
         }
     }
 }
@@ -59,10 +62,14 @@ impl Report for ProcessReport {
             }
             status["sink"] = sink;
         }
+        if let Some(vault) = &self.vault {
+            status["vault"] = vault.status();
+        }
         status
     }
 
     fn ready(&self) -> Result<(), String> {
+        self.vault.as_ref().map_or(Ok(()), VaultState::ready)?;
         if self.source.as_ref().is_some_and(|source| source.status().mode.is_none()) {
             return Err("the capture has not begun: a server it needs is not there yet".to_owned());
         }
@@ -81,6 +88,9 @@ impl Report for ProcessReport {
         }
         if let Some(sink) = &self.sink {
             sink.render(out);
+        }
+        if let Some(vault) = &self.vault {
+            vault.render(out);
         }
     }
 }

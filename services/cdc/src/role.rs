@@ -12,10 +12,12 @@ use cdc_runtime::admin::{self, AdminConfig, AdminError, Report};
 use cdc_runtime::{Lifecycle, Refusal, STOP_DEADLINE, telemetry};
 use cdc_sink::{SinkError, SinkMetrics};
 use cdc_source::{Outlet, SourceError, SourceMetrics};
+use cdc_vault::Vault;
 use tracing::info;
 
 use crate::cli::ConfigArgs;
 use crate::config::{Config, Role};
+use crate::credentials;
 use crate::report::ProcessReport;
 
 /// Runs a role until it is stopped or fails.
@@ -27,12 +29,18 @@ pub(crate) fn run(role: Role, args: &ConfigArgs, log_level: Option<&str>) -> any
 }
 
 async fn start(role: Role, config: Config, lifecycle: Lifecycle) -> anyhow::Result<()> {
+    let mut config = config;
+    let vault = credentials::start(&mut config, &lifecycle)?;
     if role == Role::Reconciler {
-        return serve(config, lifecycle).await;
+        return serve(config, vault, lifecycle).await;
     }
     let Config { cassandra, source, kafka, postgres, sink, admin, .. } = config;
-    let report = Arc::new(ProcessReport::new(role, kafka.is_some()));
+    let state = vault.as_ref().map(|vault| vault.state.clone());
+    let report = Arc::new(ProcessReport::new(role, kafka.is_some(), state));
     answer(role, &admin, &report, &lifecycle).await?;
+    if !issued(vault.as_ref(), &lifecycle).await {
+        return Ok(());
+    }
 
     if let Some(((source, cassandra), metrics)) = source.zip(cassandra).zip(report.source.clone()) {
         let sink_metrics = report.sink.clone().unwrap_or_default();
@@ -51,6 +59,12 @@ async fn start(role: Role, config: Config, lifecycle: Lifecycle) -> anyhow::Resu
         lifecycle.spawn("sink", run_sink(sink, kafka, postgres, metrics, lifecycle.clone()));
     }
     Ok(())
+}
+
+/// Waits for the logins that Vault gives; `false` if stopped first.
+async fn issued(vault: Option<&Vault>, lifecycle: &Lifecycle) -> bool {
+    let Some(vault) = vault else { return true };
+    lifecycle.soft().run_until_cancelled(vault.issued()).await.is_some()
 }
 
 /// The admin server; an agent's takes snapshots, too.
@@ -84,12 +98,16 @@ async fn answer_elsewhere(admin: &AdminConfig, report: Arc<dyn Report>, lifecycl
 
 /// Brings schema `_cdc` up to date and ends; waits for a server that is not there yet.
 pub(crate) fn migrate(args: &ConfigArgs, log_level: Option<&str>) -> anyhow::Result<ExitCode> {
-    let config = Config::load(&args.config, None)?;
+    let mut config = Config::load(&args.config, None)?;
     telemetry::init(log_level, config.log.level.as_deref()).map_err(|error| Refusal::config(error.to_string()))?;
-    let Some(postgres) = config.postgres else {
-        return Err(Refusal::config("section postgres is missing, which `cdc migrate` needs".to_owned()).into());
-    };
     Ok(cdc_runtime::run(STOP_DEADLINE, move |lifecycle| async move {
+        let vault = credentials::start(&mut config, &lifecycle)?;
+        let Some(postgres) = config.postgres else {
+            return Err(Refusal::config("section postgres is missing, which `cdc migrate` needs".to_owned()).into());
+        };
+        if !issued(vault.as_ref(), &lifecycle).await {
+            anyhow::bail!("stopped before Vault had given a login");
+        }
         let connecting = lifecycle.soft().run_until_cancelled(connect(&postgres)).await;
         connecting.context("stopped before schema _cdc was up to date")??;
         info!(database = postgres.database, "schema _cdc is up to date");
@@ -98,7 +116,7 @@ pub(crate) fn migrate(args: &ConfigArgs, log_level: Option<&str>) -> anyhow::Res
     }))
 }
 
-async fn serve(config: Config, lifecycle: Lifecycle) -> anyhow::Result<()> {
+async fn serve(config: Config, vault: Option<Vault>, lifecycle: Lifecycle) -> anyhow::Result<()> {
     let Config {
         cassandra: Some(cassandra),
         source: Some(source),
@@ -123,9 +141,13 @@ async fn serve(config: Config, lifecycle: Lifecycle) -> anyhow::Result<()> {
         decode: cdc_sink::decode_again,
         show_key: crate::reconcile::key,
         read_key: crate::reconcile::partition_key,
+        vault: vault.as_ref().map(|vault| vault.state.clone()),
     };
     let service = service::answer(settings, &lifecycle).await?;
     answer_elsewhere(&admin, service.report(), &lifecycle).await?;
+    if !issued(vault.as_ref(), &lifecycle).await {
+        return Ok(());
+    }
     let Some(target) = lifecycle.soft().run_until_cancelled(connect(&postgres)).await else { return Ok(()) };
     service.work(target?, &lifecycle);
     Ok(())

@@ -31,6 +31,7 @@ use cdc_kafka::KafkaConfig;
 use cdc_model::{TableSchema, ValueBytes};
 use cdc_postgres::{PostgresConfig, Target, ledger::Ledger};
 use cdc_runtime::{Lifecycle, admin};
+use cdc_vault::VaultState;
 use serde_json::Value;
 use tokio::sync::Notify;
 
@@ -53,6 +54,8 @@ pub struct Settings {
     pub show_key: fn(&Arc<TableSchema>, &Finding) -> Value,
     /// A partition key as somebody has written it, serialised as Cassandra does; else what is wrong with it.
     pub read_key: fn(&TableSchema, &str) -> Result<ValueBytes, String>,
+    /// Where logins come from Vault.
+    pub vault: Option<VaultState>,
 }
 
 /// What all parts share.
@@ -90,6 +93,11 @@ pub async fn answer(settings: Settings, lifecycle: &Lifecycle) -> Result<Answeri
     let config = &service.settings.reconciler;
     let router = api::router(&service);
     admin::answer("reconciler", config.address(), config.port_file.as_deref(), router, lifecycle).await?;
+    let (following, soft) = (Arc::clone(&service), lifecycle.soft().clone());
+    lifecycle.spawn("login of the API", async move {
+        soft.run_until_cancelled(following.ledger.follow(&following.settings.postgres)).await;
+        anyhow::Ok(())
+    });
     Ok(Answering(service))
 }
 

@@ -7,11 +7,11 @@ use crate::{
     TargetError,
     array::Array,
     error::{Fault, FaultKind},
+    pool::Pool,
     session::{Call, Frame, Session},
     target::Purpose,
 };
 use cdc_model::{ColumnKind, RowState};
-use deadpool_postgres::Pool;
 
 /// Of one unit's row.
 #[derive(Default)]

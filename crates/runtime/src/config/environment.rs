@@ -17,12 +17,13 @@ pub(super) struct Override {
 /// Sets what the variables say; returns by path where each value came from.
 pub(super) fn apply(
     root: &mut Value,
-    environment: impl IntoIterator<Item = (String, String)>,
+    environment: &HashMap<String, String>,
     faults: &mut Vec<Fault>,
 ) -> HashMap<Vec<String>, Override> {
     let mut overrides = HashMap::new();
     for (name, text) in environment {
         let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+        let (name, text) = (name.clone(), text.clone());
         let path: Vec<String> = rest.split("__").map(str::to_lowercase).collect();
         if path.iter().any(String::is_empty) {
             faults.push(Fault::new(&name, "is not a key: write it as CDC__SECTION__KEY"));

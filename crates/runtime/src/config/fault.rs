@@ -110,8 +110,9 @@ impl Complaint {
         matches!(self, Self::Wrong { expected, .. } if expected.contains("string"))
     }
 
-    pub(super) fn into_fault(self, path: &[String]) -> Fault {
-        let is_secret = path.iter().any(|key| is_secret(key));
+    /// `hidden`: the value is one that was put together from elsewhere.
+    pub(super) fn into_fault(self, path: &[String], hidden: bool) -> Fault {
+        let is_secret = hidden || path.iter().any(|key| is_secret(key));
         let message = match self {
             Self::UnknownKey { key, known } => {
                 let mut known: Vec<&str> = known.iter().map(String::as_str).collect();

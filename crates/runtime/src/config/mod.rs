@@ -1,8 +1,9 @@
 //! Configuration: one YAML file, then the environment.
 //!
 //! `CDC__SECTION__KEY=value` overrides `section.key`; the value is read as YAML, or as plain text where a text is
-//! expected. Wherever `password`, `salt` or `token` is a key, `password_file`, `salt_file` or `token_file` may stand instead: the
-//! file's content, less a trailing line break, is the secret.
+//! expected. Wherever `password`, `salt`, `token` or `secret_id` is a key, `password_file`, `salt_file`, `token_file` or
+//! `secret_id_file` may stand instead: the file's content, less a trailing line break, is the secret. `${env:NAME}` and
+//! `${file:/path}` may stand in any text ([`placeholder`]).
 //!
 //! All faults are reported at once. Types only say what serde tells: the first fault. So [`parse`] deserialises again
 //! and again: a fault is noted, then an unknown key is taken out, and a wrong or missing value replaced by one that the
@@ -11,6 +12,7 @@
 mod environment;
 mod fault;
 mod locate;
+mod placeholder;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -67,10 +69,13 @@ pub fn parse<T: DeserializeOwned>(
         }
     };
     let mut faults = Vec::new();
-    let overrides = environment::apply(&mut root, environment, &mut faults);
+    let environment: HashMap<String, String> = environment.into_iter().collect();
+    let overrides = environment::apply(&mut root, &environment, &mut faults);
+    let mut resolved = placeholder::Resolved::new();
+    placeholder::resolve(&mut root, &mut Vec::new(), &environment, &mut resolved, &mut faults);
     read_secret_files(&mut root, &mut Vec::new(), &mut faults);
 
-    let mut loader = Loader { root, overrides, stand_ins: HashMap::new(), faults };
+    let mut loader = Loader { root, overrides, resolved, stand_ins: HashMap::new(), faults };
     let loaded = loader.load();
     let mut faults = loader.faults;
     if faults.is_empty() {
@@ -108,6 +113,7 @@ fn stand_in(attempt: usize) -> Option<Option<Value>> {
 struct Loader {
     root: Value,
     overrides: HashMap<Vec<String>, environment::Override>,
+    resolved: placeholder::Resolved,
     /// By path: how many stand-ins were tried.
     stand_ins: HashMap<Vec<String>, usize>,
     faults: Vec<Fault>,
@@ -143,7 +149,13 @@ impl Loader {
                 set(&mut self.root, &path, Value::String(text));
                 continue;
             }
-            self.faults.push(complaint.into_fault(&path));
+            if let Some(text) = self.resolved.get_mut(&path).and_then(Option::take)
+                && let Some(scalar) = placeholder::scalar(&text)
+            {
+                set(&mut self.root, &path, scalar);
+                continue;
+            }
+            self.faults.push(complaint.into_fault(&path, self.resolved.contains_key(&path)));
             if path.is_empty() {
                 return None;
             }
@@ -215,7 +227,8 @@ fn remove(root: &mut Value, path: &[String]) {
 }
 
 /// Keys that hold secrets, and those that name a file with it instead.
-const SECRETS: [(&str, &str); 3] = [("password", "password_file"), ("salt", "salt_file"), ("token", "token_file")];
+const SECRETS: [(&str, &str); 4] =
+    [("password", "password_file"), ("salt", "salt_file"), ("token", "token_file"), ("secret_id", "secret_id_file")];
 
 fn read_secret_files(value: &mut Value, path: &mut Vec<String>, faults: &mut Vec<Fault>) {
     let Value::Mapping(map) = value else { return };
@@ -225,16 +238,17 @@ fn read_secret_files(value: &mut Value, path: &mut Vec<String>, faults: &mut Vec
         map.remove(in_file);
         let content = match &file {
             Value::String(_) if map.contains_key(secret) => Err(format!("stands beside {secret}: give only one")),
-            Value::String(file) => {
-                std::fs::read_to_string(file).map_err(|error| format!("cannot read {file}: {error}"))
-            }
+            Value::String(file) => match crate::secret::read(Path::new(file)) {
+                Ok(content) => Ok((file.as_str(), content)),
+                Err(error) => Err(format!("cannot read {file}: {error}")),
+            },
             _ => Err("expected the path of a file".to_owned()),
         };
         match content {
-            Ok(content) => {
-                let content = content.strip_suffix('\n').unwrap_or(&content);
-                let content = content.strip_suffix('\r').unwrap_or(content);
-                map.insert(secret.into(), Value::String(content.to_owned()));
+            Ok((file, content)) => {
+                let both = [(crate::secret::FILE, file.to_owned()), (crate::secret::CONTENT, content)];
+                let both = both.into_iter().map(|(key, text)| (key.into(), Value::String(text)));
+                map.insert(secret.into(), Value::Mapping(both.collect()));
             }
             Err(message) => faults.push(Fault::new(format!("{}.{in_file}", path.join(".")), message)),
         }

@@ -204,3 +204,40 @@ fn a_file_that_is_not_there_is_a_configuration_error() {
         "{error}"
     );
 }
+
+#[test]
+fn placeholders_become_values_and_never_structure() {
+    let directory = tempfile::tempdir().unwrap();
+    let folder = directory.path().display();
+    std::fs::write(directory.path().join("username"), "me\n").unwrap();
+    std::fs::write(directory.path().join("both"), "username = you\nport=1\n").unwrap();
+    let text = format!(
+        "kafka:\n  bootstrap_servers: [\"${{env:BROKER}}:9092\", \"$${{x}}\"]\npostgres:\n  host: \"${{env:HOST}}\"\n  \
+         port: ${{env:PORT}}\n  username: \"${{file:{folder}:username}}\"\n  password: \"${{file:{folder}/both:username}}\"\n"
+    );
+    let environment = [("BROKER", "b"), ("PORT", "6000"), ("HOST", "pg\npassword: [x]")];
+    let loaded = load(&text, &environment).unwrap();
+    let (kafka, postgres) = (loaded.kafka.unwrap(), loaded.postgres.unwrap());
+    assert_eq!(kafka.bootstrap_servers, ["b:9092", "${x}"]);
+    assert_eq!((postgres.host.as_str(), postgres.port), ("pg\npassword: [x]", 6000));
+    assert_eq!((postgres.username.as_str(), postgres.password.unwrap().expose()), ("me", "you"));
+}
+
+#[test]
+fn what_a_placeholder_stands_for_is_not_told() {
+    let text = GOOD
+        .replace("5432", "${env:PORT}")
+        .replace("host: pg", "host: ${vault:x:y}")
+        .replace(": me", ": ${file:/nowhere}");
+    let found = faults(&text, &[("PORT", "hunter2")]);
+    assert_eq!(found.len(), 3, "{found:#?}");
+    assert!(found[0].starts_with("line 4: postgres.host has the placeholder ${vault:x:y}: use "), "{found:#?}");
+    assert_eq!(
+        found[1],
+        "line 5: postgres.port has a value of the wrong type; expected a whole number from 0 to 65535"
+    );
+    assert!(
+        found[2].starts_with("line 6: postgres.username has the placeholder ${file:/nowhere}: cannot "),
+        "{found:#?}"
+    );
+}

@@ -202,9 +202,10 @@ pub(crate) fn run(command: &DlqCommand) -> anyhow::Result<ExitCode> {
         DlqCommand::Replay(args) => &args.filter,
         DlqCommand::Discard(args) => &args.filter,
     };
-    let config = Config::load(&filter.config, None)?;
+    let mut config = Config::load(&filter.config, None)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let exit = runtime.block_on(Box::pin(async {
+        crate::credentials::at_once(&mut config).await?;
         let letters = connect(config).await?;
         match command {
             DlqCommand::List(args) => look::list(&letters, args).await,

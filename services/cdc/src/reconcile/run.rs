@@ -198,7 +198,8 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     Ok(exit?.into())
 }
 
-async fn compare(config: Config, args: &RunArgs, only: Only) -> anyhow::Result<Exit> {
+async fn compare(mut config: Config, args: &RunArgs, only: Only) -> anyhow::Result<Exit> {
+    crate::credentials::at_once(&mut config).await?;
     let Config { cassandra: Some(cassandra), source: Some(source), postgres: Some(mut postgres), kafka, .. } = config
     else {
         let message = "`cdc reconcile` needs the sections cassandra, source and postgres, as an agent has them, and kafka if \

@@ -36,7 +36,7 @@ impl Finding {
 
 pub(crate) fn run(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     let file = args.config.display();
-    let config = match Config::load(&args.config, args.role) {
+    let mut config = match Config::load(&args.config, args.role) {
         Ok(config) => config,
         Err(errors) => {
             explain(&errors);
@@ -52,7 +52,13 @@ pub(crate) fn run(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .map_err(|error| Refusal { exit: Exit::Failure, message: format!("cannot start threads: {error}") })?;
-    let findings = runtime.block_on(Box::pin(online(role, &config)));
+    let findings = runtime.block_on(Box::pin(async {
+        match crate::credentials::at_once(&mut config).await {
+            Ok(()) => online(role, &config).await,
+            // Nothing can be asked without a login.
+            Err(error) => vec![Finding { exit: Exit::of(&error), sentence: format!("{error:#}") }],
+        }
+    }));
     runtime.shutdown_background();
     if findings.is_empty() {
         say(&format!("{file} is valid, and all that `cdc {}` needs is there", role.name()));

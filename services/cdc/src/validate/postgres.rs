@@ -17,13 +17,14 @@ select pg_is_in_recovery() or current_setting('default_transaction_read_only')::
        (select has_schema_privilege(oid, 'create') from pg_namespace where nspname = '_cdc'),
        (select has_schema_privilege(oid, 'create') from pg_namespace where nspname = $1),
        current_setting('max_connections')::int,
-       current_setting('server_version_num')::int";
+       current_setting('server_version_num')::int,
+       current_user = session_user";
 
 /// The oldest release PostgreSQL's authors still maintain.
 const OLDEST: i32 = 14;
 
 pub(super) async fn check(config: &PostgresConfig) -> Vec<Finding> {
-    let place = format!("{}:{}/{} as {}", config.host, config.port, config.database, config.username);
+    let place = format!("{}:{}/{} as {}", config.host, config.port, config.database, config.user());
     let looked = async {
         let (client, connection) = settings(config).connect(NoTls).await?;
         tokio::select! {
@@ -66,10 +67,13 @@ pub(super) async fn compare(config: &PostgresConfig, tables: &[TableSchema]) -> 
 
 fn settings(config: &PostgresConfig) -> Config {
     let mut settings = Config::new();
-    settings.host(&config.host).port(config.port).dbname(&config.database).user(&config.username);
+    settings.host(&config.host).port(config.port).dbname(&config.database);
     settings.application_name("cdc validate").connect_timeout(CONNECT_WITHIN);
-    if let Some(password) = &config.password {
-        settings.password(password.expose());
+    if let Some(login) = config.login() {
+        settings.user(&login.username);
+        if let Some(password) = &login.password {
+            settings.password(password.expose());
+        }
     }
     settings
 }
@@ -79,6 +83,7 @@ async fn look(client: &Client, config: &PostgresConfig) -> Result<Vec<String>, t
     let (read_only, may_create, own, target): (bool, bool, Option<bool>, Option<bool>) =
         (row.get(0), row.get(1), row.get(2), row.get(3));
     let (connections, version): (i32, i32) = (row.get(4), row.get(5));
+    let acts_as_itself: bool = row.get(6);
     let mut findings = Vec::new();
     if read_only {
         findings.push(format!(
@@ -87,10 +92,17 @@ async fn look(client: &Client, config: &PostgresConfig) -> Result<Vec<String>, t
         ));
     }
     let manages = config.schema_mode == SchemaMode::Manage;
+    if acts_as_itself && config.credentials.is_some() {
+        findings.push(
+            "the login from vault.postgres acts as itself, so tables would belong to a role that Vault drops; add to \
+             creation_statements: alter role \"{{name}}\" set role = 'cdc_writer'; (docs/credentials.md)"
+                .to_owned(),
+        );
+    }
     for (schema, may_use) in
         [("_cdc", own), (config.schema.as_str(), target)].into_iter().take(1 + usize::from(manages))
     {
-        let user = &config.username;
+        let user = config.user();
         match may_use {
             Some(false) => findings.push(format!(
                 "postgres.username {user} may not create tables in schema {schema}; run: GRANT USAGE, CREATE ON SCHEMA \

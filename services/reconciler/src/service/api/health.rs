@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use cdc_vault::VaultState;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpStream;
@@ -35,6 +36,8 @@ struct Component {
     status: &'static str,
     took: Option<Duration>,
     problem: Option<String>,
+    /// Of Vault, while it answers.
+    sealed: Option<bool>,
 }
 
 impl Component {
@@ -43,11 +46,22 @@ impl Component {
         let answered = tokio::time::timeout(WITHIN, asking).await;
         let problem = answered.unwrap_or_else(|_| Err(format!("no answer within {WITHIN:?}"))).err();
         let status = if problem.is_none() { "healthy" } else { "unhealthy" };
-        Self { name, status, took: Some(began.elapsed()), problem }
+        Self { name, status, took: Some(began.elapsed()), problem, sealed: None }
     }
 
     fn absent(name: &'static str) -> Self {
-        Self { name, status: "not_configured", took: None, problem: None }
+        Self { name, status: "not_configured", took: None, problem: None, sealed: None }
+    }
+
+    /// What it gave counts on while it is valid, so it is `degraded` until then. The process asks it every few seconds.
+    fn vault(state: &VaultState) -> Self {
+        let problem = state.ready().err();
+        let status = match (&problem, state.problem()) {
+            (Some(_), _) => "unhealthy",
+            (None, Some(_)) => "degraded",
+            (None, None) => "healthy",
+        };
+        Self { name: "vault", status, took: None, problem: problem.or_else(|| state.problem()), sealed: state.sealed() }
     }
 
     fn describe(&self) -> Value {
@@ -55,6 +69,9 @@ impl Component {
         let mut value = json!({"status": self.status, "response_time_ms": milliseconds});
         if let Some(problem) = &self.problem {
             value["message"] = problem.as_str().into();
+        }
+        if let Some(sealed) = self.sealed {
+            value["sealed"] = sealed.into();
         }
         value
     }
@@ -83,12 +100,13 @@ async fn components(service: &Service) -> [Component; 5] {
             None => Component::absent("kafka"),
         }
     };
+    let vault = service.settings.vault.as_ref().map_or_else(|| Component::absent("vault"), Component::vault);
     let (cassandra, postgres, kafka) = tokio::join!(
         Component::ask("cassandra", connects(node.into_iter().collect())),
         Component::ask(VITAL, postgres),
         kafka,
     );
-    [cassandra, postgres, kafka, Component::absent("schema_registry"), Component::absent("vault")]
+    [cassandra, postgres, kafka, Component::absent("schema_registry"), vault]
 }
 
 pub(super) async fn all(
@@ -108,6 +126,9 @@ pub(super) async fn all(
     if query.format.map_or(wants_text, |format| format == Format::Text) {
         let mut text = format!("{status}\n");
         for component in &components {
+            if let Some(sealed) = component.sealed {
+                text.push_str(&format!("{}: sealed={sealed}\n", component.name));
+            }
             let problem = component.problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
             text.push_str(&format!("{}: {}{problem}\n", component.name, component.status));
         }
