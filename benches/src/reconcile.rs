@@ -1,13 +1,16 @@
 //! How fast a table is compared: the whole, the pass over Cassandra and the pass over PostgreSQL by themselves, beside a bare
 //! scan of the same token ranges that does nothing with the rows, and beside a plain full read of both sides whose rows are compared
-//! in memory (`cdc_workload::oracle`).
+//! in memory (`cdc_workload::oracle`). And what it costs others: bytes over the wire, and how much longer writes take.
+
+mod meter;
+mod writer;
 
 use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
@@ -23,6 +26,7 @@ use rand_chacha::ChaCha8Rng;
 use scylla::client::session::Session;
 use tokio_util::sync::CancellationToken;
 
+use self::meter::Meter;
 use crate::report::Report;
 
 const RANGES: u64 = 1_024;
@@ -42,6 +46,12 @@ pub(crate) struct Options {
     runs: usize,
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Writes a second beside the comparison
+    #[arg(long, default_value_t = 500)]
+    write_rate: u32,
+    /// How long to write alone, and beside comparisons at least
+    #[arg(long, default_value_t = 10)]
+    write_seconds: u64,
 }
 
 /// Equal stores need none.
@@ -55,6 +65,7 @@ impl Pass for NoBarrier {
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     ensure!(options.rows > 0 && options.parallel > 0 && options.runs > 0, "rows, parallel and runs are at least 1");
+    ensure!(options.write_rate > 0 && options.write_seconds > 0, "write-rate and write-seconds are at least 1");
     tokio::runtime::Runtime::new()?.block_on(measure(options))
 }
 
@@ -79,17 +90,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
     tokio::spawn(connection);
     client.batch_execute("vacuum analyze cdc_items").await?;
 
-    let whole = best(options, async || {
-        let reconcile =
-            ReconcileOptions { parallel: options.parallel, consistency: Consistency::One, ..Default::default() };
-        let reconciler = Reconciler::new(reader.clone(), target.clone(), Arc::new(NoBarrier), reconcile);
-        let scope = Scope::new(Arc::clone(&table), TokenRange::RING);
-        let (progress, cancel) = (Arc::default(), CancellationToken::new());
-        let outcome = reconciler.compare(&scope, Strategy::Checksum, &progress, &cancel).await?;
-        ensure!(outcome.suspects == 0 && outcome.rows.cassandra.cast_signed() == options.rows, "{outcome:?}");
-        Ok(())
-    });
-    let whole = whole.await?;
+    let whole = best(options, async || compare(&reader, &target, &table, options).await).await?;
     let mirror = target.mirror(Arc::clone(&table)).await?;
     let values = reader.table(Arc::clone(mirror.schema()), Fields::Values, Consistency::One).await?;
     let cassandra_pass = best(options, async || {
@@ -129,16 +130,34 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
         Ok(())
     });
     let plain = plain.await?;
+    let bytes = bytes_moved(&cassandra, &postgres, &place, &table, options).await?;
+    writer::create_table(&session).await?;
+    let time = Duration::from_secs(options.write_seconds);
+    let rest = async {
+        tokio::time::sleep(time).await;
+        Ok(())
+    };
+    let alone = writer::delays(&session, options.write_rate, rest).await?;
+    let comparing = async {
+        let began = Instant::now();
+        while began.elapsed() < time {
+            compare(&reader, &target, &table, options).await?;
+        }
+        Ok(())
+    };
+    let beside = writer::delays(&session, options.write_rate, comparing).await?;
 
     let mut report = Report::new(
         "reconcile",
         format!(
-            "{} rows of 8 columns, {} token ranges at a time, best of {}, seed {}, Cassandra {}, PostgreSQL {} and the \
-             reconciler on one machine",
+            "{} rows of 8 columns, {} token ranges at a time, best of {}, seed {}, {} writes/s for {} s, Cassandra {}, \
+             PostgreSQL {} and the reconciler on one machine",
             options.rows,
             options.parallel,
             options.runs,
             options.seed,
+            options.write_rate,
+            options.write_seconds,
             cdc_testkit::default_version::CASSANDRA,
             cdc_testkit::default_version::POSTGRES,
         ),
@@ -152,7 +171,65 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
     report.add("plain read and compare", rate(plain), "rows/s");
     report.add("pass over Cassandra to bare scan", bare / cassandra_pass, "ratio");
     report.add("whole to plain read and compare", plain / whole, "ratio");
+    for (name, bytes) in bytes {
+        #[expect(clippy::cast_precision_loss, reason = "a rate")]
+        report.add(name, bytes as f64 / options.rows as f64, "bytes/row");
+    }
+    for percent in [50, 99] {
+        let (alone, beside) = (alone.percentile(percent), beside.percentile(percent));
+        report.add(format!("write latency alone, p{percent}"), alone, "ms");
+        report.add(format!("write latency beside the comparison, p{percent}"), beside, "ms");
+    }
     report.finish()
+}
+
+async fn compare(
+    reader: &ClusterReader,
+    target: &Target,
+    table: &Arc<TableSchema>,
+    options: &Options,
+) -> anyhow::Result<()> {
+    let reconcile =
+        ReconcileOptions { parallel: options.parallel, consistency: Consistency::One, ..Default::default() };
+    let reconciler = Reconciler::new(reader.clone(), target.clone(), Arc::new(NoBarrier), reconcile);
+    let scope = Scope::new(Arc::clone(table), TokenRange::RING);
+    let (progress, cancel) = (Arc::default(), CancellationToken::new());
+    let outcome = reconciler.compare(&scope, Strategy::Checksum, &progress, &cancel).await?;
+    ensure!(outcome.suspects == 0 && outcome.rows.cassandra.cast_signed() == options.rows, "{outcome:?}");
+    Ok(())
+}
+
+/// Over the wire, by a comparison and by a plain read of both: a run of its own, since counting takes time.
+async fn bytes_moved(
+    cassandra: &Cassandra,
+    postgres: &Postgres,
+    place: &PostgresConfig,
+    table: &Arc<TableSchema>,
+    options: &Options,
+) -> anyhow::Result<[(&'static str, u64); 4]> {
+    let source = Meter::before(cassandra.node(0).socket_address()).await?;
+    let stored = Meter::before(postgres.address()).await?;
+    let reader = ClusterReader::connect(&CassandraConfig::new(source.address.to_string())).await?;
+    let target = Target::connect(&PostgresConfig { port: stored.address.port(), ..place.clone() }).await?;
+    let session = cdc_workload::connect(&[source.address.to_string()]).await?;
+    let [own, other] = [postgres.address(), stored.address].map(|address| format!(":{}/", address.port()));
+    let url = postgres.url().replace(&own, &other);
+    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await?;
+    #[expect(clippy::disallowed_methods, reason = "the connection ends with its client")]
+    tokio::spawn(connection);
+    let take = || (source.take(), stored.take());
+    take();
+    compare(&reader, &target, table, options).await?;
+    let (from_cassandra, from_postgres) = take();
+    cdc_workload::oracle::compare(&session, &client, "bench", &["items"]).await?;
+    let (plain_cassandra, plain_postgres) = take();
+    ensure!(from_cassandra > 0 && from_postgres > 0, "the comparison went past the meters");
+    Ok([
+        ("moved by the comparison, Cassandra", from_cassandra),
+        ("moved by the comparison, PostgreSQL", from_postgres),
+        ("moved by a plain read, Cassandra", plain_cassandra),
+        ("moved by a plain read, PostgreSQL", plain_postgres),
+    ])
 }
 
 /// Seconds of the fastest run.

@@ -6,6 +6,7 @@
 mod barrier;
 mod contract;
 mod converges;
+mod drift;
 mod operator;
 mod pipeline;
 mod reconcile;

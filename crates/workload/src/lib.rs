@@ -14,16 +14,20 @@ mod writes;
 pub use load::{Load, LoadCounters, LoadOptions, Sample};
 pub use probe::{DelayProbe, Delays};
 pub use scylla::client::session::Session;
+pub use scylla::statement::Consistency;
 
 use anyhow::Context as _;
 use futures::future::BoxFuture;
 use scylla::client::{execution_profile::ExecutionProfile, session_builder::SessionBuilder};
-use scylla::statement::Consistency;
 
 /// A session that writes at `LOCAL_ONE` on one node and at `LOCAL_QUORUM` on several.
 pub fn connect(contact_points: &[String]) -> BoxFuture<'_, anyhow::Result<Session>> {
+    connect_at(contact_points, if contact_points.len() > 1 { Consistency::LocalQuorum } else { Consistency::LocalOne })
+}
+
+/// A session that reads and writes at a consistency of its own.
+pub fn connect_at(contact_points: &[String], consistency: Consistency) -> BoxFuture<'_, anyhow::Result<Session>> {
     Box::pin(async move {
-        let consistency = if contact_points.len() > 1 { Consistency::LocalQuorum } else { Consistency::LocalOne };
         let profile = ExecutionProfile::builder().consistency(consistency).build();
         SessionBuilder::new()
             .known_nodes(contact_points)
