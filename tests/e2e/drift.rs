@@ -228,13 +228,14 @@ fn play(world: &World, mut rounds: Vec<Round>) {
     note(&format!("repaired; {writes} writes into the planted tables"));
 }
 
-/// `CDC_SEED=7,8,9` names them; else as many as `CDC_DRIFT_ROUNDS` says, by chance.
+/// `CDC_SEED=7,8,9` names them; else as many as `CDC_DRIFT_ROUNDS` says, by chance; else always the same.
 fn seeds(rounds: usize) -> Vec<u64> {
     if let Ok(seeds) = std::env::var("CDC_SEED") {
         return seeds.split(',').map(|seed| seed.trim().parse().expect("CDC_SEED: as in 7,8,9")).collect();
     }
-    let rounds = std::env::var("CDC_DRIFT_ROUNDS").map_or(rounds, |n| n.parse().expect("CDC_DRIFT_ROUNDS: a number"));
-    (0..rounds).map(|_| u64::from(rand::random::<u32>())).collect()
+    let Ok(wanted) = std::env::var("CDC_DRIFT_ROUNDS") else { return (1..).take(rounds).collect() };
+    let wanted: usize = wanted.parse().expect("CDC_DRIFT_ROUNDS: a number");
+    (0..wanted).map(|_| u64::from(rand::random::<u32>())).collect()
 }
 
 fn planted_in_three_nodes(kafka: bool, rounds: usize) {
@@ -263,7 +264,7 @@ fn planted_in_three_nodes(kafka: bool, rounds: usize) {
 
 #[test]
 fn what_is_planted_in_a_cluster_under_load_with_a_node_away_is_found_and_nothing_else() {
-    planted_in_three_nodes(false, 2);
+    planted_in_three_nodes(false, 1);
 }
 
 #[test]
